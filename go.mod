@@ -1,0 +1,3 @@
+module plainapi
+
+go 1.26

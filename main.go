@@ -1,0 +1,621 @@
+// Plainapi is FastAPI's advanced lecture in plain net/http: routers, error handling, background
+// tasks, and startup and shutdown events, with the standard library alone.
+//
+//	go run .        # then open http://localhost:8000/docs
+//	go test ./...
+//
+//	GET    /users/  /users/{username}  /orders/  /orders/me
+//	GET    /v1/{item_id}  /v2/{item_id}     a bare 500; a 404 that says why
+//	POST   /tasks                           answered at once; Prefer: wait=5
+//	GET    /tasks  /tasks/{id}
+//	DELETE /tasks/{id}
+//	GET    /healthz  /readyz  /docs
+//
+// main.go is the app. Each of the other files is one lesson, needs no other, and can be copied
+// alone: router.go, errors.go, tasks.go, lifecycle.go. Read them in that order.
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stderr))
+}
+
+// run is main with all that it depends on as arguments. It returns the exit code: 0, 1 for what
+// went wrong, 2 for flags that make no sense.
+func run(ctx context.Context, args []string, stderr io.Writer) int {
+	c, err := parseFlags(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		return 2
+	}
+	var handler slog.Handler = slog.NewTextHandler(stderr, nil)
+	if c.log == "json" {
+		handler = slog.NewJSONHandler(stderr, nil)
+	}
+	log := slog.New(handler)
+	if err := serve(ctx, c, log); err != nil {
+		log.Error("plainapi failed", "cause", err)
+		return 1
+	}
+	return 0
+}
+
+// config is what the flags say.
+type config struct {
+	addr, journal, items, log string
+	workers, queue, keep      int
+	grace, linger             time.Duration
+}
+
+func parseFlags(args []string, stderr io.Writer) (c config, err error) {
+	fs := flag.NewFlagSet("plainapi", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&c.addr, "addr", "localhost:8000", "where to listen, `host:port`")
+	fs.IntVar(&c.workers, "workers", max(1, runtime.GOMAXPROCS(0)-1), "how many tasks run at once")
+	fs.IntVar(&c.queue, "queue", 1000, "how many tasks may wait for a worker")
+	fs.IntVar(&c.keep, "keep", 1000, "how many finished tasks can still be fetched")
+	fs.StringVar(&c.journal, "journal", "", "the `file` that tasks survive a crash in; none: in memory only")
+	fs.StringVar(&c.items, "items", "", "a JSON `file` with the items, {\"1\": \"name\"}; none: the lecture's")
+	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a stop may take")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on after the signal to stop")
+	fs.StringVar(&c.log, "log", "text", "the log's `format`, text or json")
+	if err := fs.Parse(args); err != nil {
+		return c, err // Parse has printed it, and the usage
+	}
+	switch {
+	case fs.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	case c.workers < 1 || c.workers > 1000:
+		err = errors.New("-workers must be between 1 and 1000") // each is a thread
+	case c.queue < 1 || c.keep < 1:
+		err = errors.New("-queue and -keep must be at least 1")
+	case c.grace <= 0 || c.linger < 0:
+		err = errors.New("-grace must be positive, and -linger must not be negative")
+	case c.log != "text" && c.log != "json":
+		err = fmt.Errorf("-log must be text or json, not %q", c.log)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		fs.Usage()
+	}
+	return c, err
+}
+
+// A request may take readTimeout to arrive, and its reply writeTimeout from the end of its header.
+// The first is the shorter one, so that a body that came too slowly can still be answered; and it
+// is shorter than -grace, so that half a body does not hold up a stop. A waiting poll extends the second.
+const (
+	readTimeout  = 15 * time.Second
+	writeTimeout = 30 * time.Second
+)
+
+// serve wires the lessons together, and returns when the server has stopped.
+func serve(ctx context.Context, c config, log *slog.Logger) error {
+	ln, err := net.Listen("tcp", c.addr) // before anything else: a taken port is the commonest mistake
+	if err != nil {
+		return err
+	}
+	host, _, _ := net.SplitHostPort(c.addr)
+	_, port, _ := net.SplitHostPort(ln.Addr().String()) // another one than in -addr, if that was 0
+	home := "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port)
+
+	a := newApp(c, log)
+	defer a.stop()
+	a.lifecycle.Add(Hook{
+		Name:  "items", // on_event("startup"): where the lecture loads its model
+		Start: func(context.Context) error { return a.loadItems(c.items) },
+	})
+	a.lifecycle.Add(Hook{
+		Name:  "tasks",
+		Start: func(context.Context) error { return a.tasks.Start(c.journal) },
+		Drain: a.tasks.Drain,
+		Stop:  func(context.Context) error { return a.tasks.Close() },
+	})
+	a.lifecycle.Add(Hook{
+		Name:  "log", // the last to start, and on_event("shutdown"): where the lecture saves its log
+		Start: func(context.Context) error { log.Info("listening", "url", home+"/docs"); return nil },
+		Stop:  a.report,
+	})
+	return a.lifecycle.Run(ctx, ln, a.server())
+}
+
+// server is an http.Server that no client can hold up for long. The zero value has no timeouts.
+func (a *app) server() *http.Server {
+	srv := &http.Server{
+		Handler:           a.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+	srv.RegisterOnShutdown(a.stop)
+	return srv
+}
+
+// app is what the handlers share.
+type app struct {
+	log       *slog.Logger
+	lifecycle *Lifecycle
+	tasks     *Tasks
+	items     map[int64]string // written once, at startup
+	served    atomic.Int64     // requests
+
+	stopping context.Context // ends with stop, and with it every waiting poll
+	stop     context.CancelFunc
+}
+
+func newApp(c config, log *slog.Logger) *app {
+	a := &app{
+		log:       log,
+		lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger},
+		tasks: NewTasks(Config{
+			Kinds:   kinds,
+			Workers: c.workers,
+			Queue:   c.queue,
+			Keep:    c.keep,
+			Error:   taskProblem,
+			Log:     log,
+		}),
+	}
+	a.stopping, a.stop = context.WithCancel(context.Background())
+	return a
+}
+
+// handler is the whole of what answers a request, from the outside in.
+func (a *app) handler() http.Handler {
+	sameOrigin := http.NewCrossOriginProtection()
+	sameOrigin.SetDenyHandler(Endpoint(func(http.ResponseWriter, *http.Request) error {
+		return Errorf(http.StatusForbidden, "a page of another origin may not change anything here")
+	}))
+	return Observe(a.log, a.count(sameOrigin.Handler(a.routes().Handler())))
+}
+
+// routes are all there are. Their handlers follow in this order.
+func (a *app) routes() *Router {
+	root := NewRouter("")
+	root.NoMatch = a.noMatch
+	root.Get("/", http.RedirectHandler("/docs", http.StatusTemporaryRedirect)).Summary = "Home"
+
+	users := NewRouter("/users", "users")
+	users.Get("/", Endpoint(a.readUsers))
+	users.Get("/{username}", Endpoint(a.readUser))
+	root.Include(users)
+
+	orders := NewRouter("/orders", "orders")
+	orders.Get("/", Endpoint(a.readOrders))
+	orders.Get("/me", Endpoint(a.readOrderMe))
+	root.Include(orders)
+
+	v1 := NewRouter("/v1", "items")
+	v1.Get("/{item_id}", Endpoint(a.findItemV1))
+	root.Include(v1)
+
+	v2 := NewRouter("/v2", "items")
+	v2.Get("/{item_id}", Endpoint(a.findItemV2))
+	root.Include(v2)
+
+	tasks := NewRouter("/tasks", "tasks")
+	tasks.Use(noStore)
+	tasks.Post("", Endpoint(a.createTask)).Example = `{"kind": "sleep", "input": {"wait_time": 3}}`
+	tasks.Get("", Endpoint(a.listTasks))
+	tasks.Get("/{id}", Endpoint(a.readTask))
+	tasks.Delete("/{id}", Endpoint(a.cancelTask))
+	root.Include(tasks)
+
+	health := NewRouter("", "health")
+	health.Use(noStore)
+	health.Get("/healthz", Endpoint(a.healthz))
+	health.Get("/readyz", Endpoint(a.readyz))
+	root.Include(health)
+	return root
+}
+
+// noMatch is the router's 404 and 405 in the format of every other error.
+func (a *app) noMatch(w http.ResponseWriter, r *http.Request, status int) {
+	if status == http.StatusMethodNotAllowed {
+		WriteError(w, r, Errorf(status, "this path allows %s", w.Header().Get("Allow")))
+		return
+	}
+	WriteError(w, r, Errorf(status, "there is nothing at this path"))
+}
+
+// count counts requests, for the report.
+func (a *app) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.served.Add(1)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// noStore keeps a cache from answering with what was true a moment ago.
+func noStore(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+type user struct {
+	Username string `json:"username"`
+}
+
+func (a *app) readUsers(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, []user{{"Rick"}, {"Morty"}})
+}
+
+func (a *app) readUser(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, user{r.PathValue("username")})
+}
+
+type order struct {
+	Order string `json:"order"`
+}
+
+type myOrder struct {
+	MyOrder string `json:"my_order"`
+}
+
+func (a *app) readOrders(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, []order{{"Taco"}, {"Burritto"}})
+}
+
+func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, myOrder{"taco"})
+}
+
+// loadItems is the startup event. The items are the lecture's, unless there is a file.
+func (a *app) loadItems(path string) error {
+	a.items = map[int64]string{1: "Boostcamp", 2: "AI", 3: "Tech"}
+	if path == "" {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	a.items = nil
+	if err := json.Unmarshal(data, &a.items); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if a.items == nil {
+		return fmt.Errorf("%s: want an object, not null", path)
+	}
+	return nil
+}
+
+// report is the shutdown event.
+func (a *app) report(context.Context) error {
+	attrs := []any{"requests", a.served.Load()}
+	counts := a.tasks.Counts()
+	for _, status := range Statuses {
+		attrs = append(attrs, string(status), counts[status])
+	}
+	a.log.Info("served", attrs...)
+	return nil
+}
+
+// findItemV1 is the lecture's bad example: for a missing item the client gets a bare 500.
+func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
+	id, err := PathInt(r, "item_id")
+	if err != nil {
+		return err
+	}
+	item, ok := a.items[id]
+	if !ok {
+		return fmt.Errorf("no item %d", id) // Python's KeyError: no one caught it
+	}
+	return WriteJSON(w, http.StatusOK, item)
+}
+
+// findItemV2 tells the client why.
+func (a *app) findItemV2(w http.ResponseWriter, r *http.Request) error {
+	id, err := PathInt(r, "item_id")
+	if err != nil {
+		return err
+	}
+	item, ok := a.items[id]
+	if !ok {
+		return Errorf(http.StatusNotFound, "아이템을 찾을 수 없습니다 [id: %d]", id)
+	}
+	return WriteJSON(w, http.StatusOK, item)
+}
+
+type newTask struct {
+	Kind  string          `json:"kind"`
+	Input json.RawMessage `json:"input"`
+}
+
+func (a *app) createTask(w http.ResponseWriter, r *http.Request) error {
+	var body newTask
+	if err := ReadJSON(w, r, &body); err != nil {
+		return err
+	}
+	task, err := a.tasks.Submit(body.Kind, body.Input)
+	if err != nil {
+		return taskError(err)
+	}
+	if task, err = a.await(w, r, task); err != nil {
+		return err
+	}
+	status := http.StatusAccepted
+	if task.Status.Finished() {
+		status = http.StatusOK
+	}
+	w.Header().Set("Location", "/tasks/"+task.ID)
+	return writeTask(w, status, task)
+}
+
+func (a *app) listTasks(w http.ResponseWriter, r *http.Request) error {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return Errorf(http.StatusBadRequest, "the query is malformed").Because(err)
+	}
+	status := Status(query.Get("status"))
+	if status != "" && !slices.Contains(Statuses, status) {
+		return Invalid(FieldError{[]string{"query", "status"}, fmt.Sprintf("must be one of %v", Statuses)})
+	}
+	return WriteJSON(w, http.StatusOK, a.tasks.List(status, 100))
+}
+
+func (a *app) readTask(w http.ResponseWriter, r *http.Request) error {
+	task, err := a.tasks.Get(r.PathValue("id"))
+	if err != nil {
+		return taskError(err)
+	}
+	if task, err = a.await(w, r, task); err != nil {
+		return err
+	}
+	return writeTask(w, http.StatusOK, task)
+}
+
+func (a *app) cancelTask(w http.ResponseWriter, r *http.Request) error {
+	task, err := a.tasks.Cancel(r.PathValue("id"))
+	if err != nil {
+		return taskError(err)
+	}
+	return writeTask(w, http.StatusOK, task)
+}
+
+func writeTask(w http.ResponseWriter, status int, task Task) error {
+	if !task.Status.Finished() {
+		w.Header().Set("Retry-After", "1")
+	}
+	return WriteJSON(w, status, task)
+}
+
+// await waits for the task to finish as long as the client prefers to, and returns it as it is
+// then. It ends early when the server shuts down, or the client leaves.
+func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, error) {
+	seconds, ok := preferWait(r.Header)
+	if !ok {
+		return task, nil
+	}
+	w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", seconds))
+	wait := time.Duration(seconds) * time.Second
+
+	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + writeTimeout))
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return task, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
+	defer cancel()
+	defer context.AfterFunc(a.stopping, cancel)() // ends the wait with the server; deferred: no longer
+	if waited, err := a.tasks.Wait(ctx, task.ID); err == nil {
+		task = waited // else it has finished and is forgotten since
+	}
+	return task, r.Context().Err()
+}
+
+// maxWait is the longest wait that is granted, in seconds.
+const maxWait = 30
+
+// quoted is a quoted-string (RFC 9110, 5.6.4): a comma in it separates nothing.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
+// preferWait returns the seconds of "Prefer: wait=5" (RFC 7240), 30 at most. What is malformed is
+// ignored, as the RFC wants; of several the first counts.
+func preferWait(h http.Header) (seconds int, ok bool) {
+	for _, line := range h.Values("Prefer") {
+		for preference := range strings.SplitSeq(quoted.ReplaceAllString(line, ""), ",") {
+			preference, _, _ = strings.Cut(preference, ";") // parameters, of which wait has none
+			name, value, _ := strings.Cut(preference, "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+			if err == nil || errors.Is(err, strconv.ErrRange) {
+				return int(min(n, maxWait)), true
+			}
+		}
+	}
+	return 0, false
+}
+
+// taskError maps the errors of tasks.go to HTTP statuses.
+func taskError(err error) error {
+	if errors.Is(err, ErrUnknownKind) {
+		names := strings.Join(slices.Sorted(maps.Keys(kinds)), " or ")
+		return Invalid(FieldError{[]string{"body", "kind"}, "must be a kind of task: " + names})
+	}
+	for _, e := range []struct {
+		err    error
+		status int
+	}{
+		{ErrNotFound, http.StatusNotFound},
+		{ErrGone, http.StatusGone},
+		{ErrFinished, http.StatusConflict},
+		{ErrCanceled, http.StatusConflict},
+		{ErrQueueFull, http.StatusServiceUnavailable},
+		{ErrNotAccepting, http.StatusServiceUnavailable},
+		{ErrStopped, http.StatusServiceUnavailable},
+		{ErrCrashed, http.StatusInternalServerError},
+	} {
+		if !errors.Is(err, e.err) {
+			continue
+		}
+		he := Errorf(e.status, "%v", e.err)
+		if e.status == http.StatusServiceUnavailable {
+			he = unavailable("%v", e.err)
+		}
+		if err == e.err {
+			return he // there is no more to know
+		}
+		return he.Because(err)
+	}
+	return err
+}
+
+// unavailable is a 503: try again, later.
+func unavailable(format string, args ...any) *HTTPError {
+	e := Errorf(http.StatusServiceUnavailable, format, args...)
+	e.Header.Set("Retry-After", "1")
+	return e
+}
+
+// taskProblem is what a client may know of a task's error: what it would of a request's.
+func taskProblem(err error) json.RawMessage {
+	problem, err := encode(NewProblem(taskError(err)))
+	if err != nil {
+		panic(err) // a struct of strings and a number
+	}
+	return problem
+}
+
+// kinds are the kinds of tasks.
+var kinds = map[string]Kind{
+	"sleep":  {Check: check(sleepInput{WaitTime: 3}), Run: sleep},
+	"primes": {Check: check(primesInput{}), Run: countPrimes},
+}
+
+// check decodes an input into what has the defaults, and returns it with them.
+func check[T any](defaults T) func(json.RawMessage) (json.RawMessage, error) {
+	return func(input json.RawMessage) (json.RawMessage, error) {
+		if len(input) == 0 {
+			input = json.RawMessage("{}")
+		}
+		v := defaults
+		if err := DecodeJSON(input, &v, "body", "input"); err != nil {
+			return nil, err
+		}
+		return encode(v)
+	}
+}
+
+type sleepInput struct {
+	WaitTime int `json:"wait_time"`
+}
+
+func (in sleepInput) Validate() []FieldError {
+	if in.WaitTime < 1 || in.WaitTime > 10 {
+		return []FieldError{{[]string{"wait_time"}, "must be between 1 and 10"}}
+	}
+	return nil
+}
+
+// sleep is the lecture's task: it takes wait_time seconds.
+func sleep(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
+	var in sleepInput
+	if err := json.Unmarshal(input, &in); err != nil {
+		return nil, err
+	}
+	const steps = 100
+	for i := range steps {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(time.Duration(in.WaitTime) * time.Second / steps):
+			progress(float64(i+1) / steps)
+		}
+	}
+	return fmt.Sprintf("task done after %d", in.WaitTime), nil
+}
+
+type primesInput struct {
+	N int `json:"n"`
+}
+
+func (in primesInput) Validate() []FieldError {
+	if in.N < 2 || in.N > 50_000_000 {
+		return []FieldError{{[]string{"n"}, "must be between 2 and 50000000"}}
+	}
+	return nil
+}
+
+type primesResult struct {
+	Primes int `json:"primes"`
+}
+
+// countPrimes keeps a processor busy: it counts the primes up to n by trial division.
+func countPrimes(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
+	var in primesInput
+	if err := json.Unmarshal(input, &in); err != nil {
+		return nil, err
+	}
+	count := 0
+	var divisors []int // the primes up to the square root of in.N
+	for i := 2; i <= in.N; i++ {
+		if i%1024 == 0 {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			progress(float64(i) / float64(in.N))
+		}
+		if isPrime(i, divisors) {
+			count++
+			if i <= in.N/i {
+				divisors = append(divisors, i)
+			}
+		}
+	}
+	return primesResult{count}, nil
+}
+
+// isPrime needs the primes up to the square root of i.
+func isPrime(i int, primes []int) bool {
+	for _, p := range primes {
+		if p > i/p {
+			return true
+		}
+		if i%p == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
+	if !a.lifecycle.Ready() || !a.tasks.Ready() {
+		return unavailable("not ready: starting, stopping, or without a journal")
+	}
+	return a.healthz(w, r)
+}
