@@ -201,6 +201,7 @@ func (a *app) routes() *Router {
 	root := NewRouter("")
 	root.NoMatch = a.noMatch
 	root.Get("/", http.RedirectHandler("/docs", http.StatusTemporaryRedirect)).Summary = "Home"
+	root.Get("/docs", root.Docs()).Summary = "Docs"
 
 	users := NewRouter("/users", "users")
 	users.Get("/", Endpoint(a.readUsers))

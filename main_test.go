@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -473,6 +475,125 @@ func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
 				t.Errorf("got %q, want it to name %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// docsPage returns the page that rt serves, and its policy.
+func docsPage(t *testing.T, rt *Router) (html, policy string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	rt.Docs().ServeHTTP(w, httptest.NewRequest("GET", "/docs", nil))
+	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Fatalf("got %d %s, want a page", w.Code, w.Header().Get("Content-Type"))
+	}
+	return w.Body.String(), w.Header().Get("Content-Security-Policy")
+}
+
+// docsTable returns the routes in the page's JSON.
+func docsTable(t *testing.T, html string) (routes []Route) {
+	t.Helper()
+	m := regexp.MustCompile(`(?s)<script type="application/json"[^>]*>(.*?)</script>`).FindStringSubmatch(html)
+	if m == nil {
+		t.Fatal("the page has no JSON in it")
+	}
+	if err := json.Unmarshal([]byte(m[1]), &routes); err != nil {
+		t.Fatal(err)
+	}
+	return routes
+}
+
+func TestDocsListsEveryRoute(t *testing.T) {
+	root := (&app{}).routes()
+	html, _ := docsPage(t, root)
+	type row struct {
+		method, path, summary, example string
+		tags                           []string
+	}
+	rows := func(routes []Route) (rows []row) {
+		for _, r := range routes {
+			rows = append(rows, row{r.Method, r.Path, r.Summary, r.Example, r.Tags})
+		}
+		return rows
+	}
+	listed, registered := rows(docsTable(t, html)), rows(root.Routes())
+	for _, r := range registered {
+		if !slices.ContainsFunc(listed, func(l row) bool { return reflect.DeepEqual(l, r) }) {
+			t.Errorf("%s %s is not in the page as %+v", r.method, r.path, r)
+		}
+		if r.summary == "" {
+			t.Errorf("%s %s has no summary", r.method, r.path)
+		}
+	}
+	for _, l := range listed {
+		if !slices.ContainsFunc(registered, func(r row) bool { return reflect.DeepEqual(l, r) }) {
+			t.Errorf("the page lists %+v, which is no route", l)
+		}
+	}
+	if !reflect.DeepEqual(listed, registered) {
+		t.Errorf("the page lists the routes in another order: %+v", listed)
+	}
+}
+
+func TestDocsListsRoutesRegisteredLater(t *testing.T) {
+	rt := NewRouter("")
+	rt.Get("/docs", rt.Docs())
+	docs := rt.Handler() // takes the routes there are, as the page does, when it is first asked
+	rt.Get("/later", http.NotFoundHandler())
+	w := httptest.NewRecorder()
+	docs.ServeHTTP(w, httptest.NewRequest("GET", "/docs", nil))
+	if routes := docsTable(t, w.Body.String()); len(routes) != 2 || routes[1].Path != "/later" {
+		t.Errorf("the page lists %+v, want /docs and /later", routes)
+	}
+}
+
+func TestDocsPolicyHashesMatchItsContent(t *testing.T) {
+	html, policy := docsPage(t, (&app{}).routes())
+	want := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?s)<(script|style)([^>]*)>(.*?)</(?:script|style)>`).FindAllStringSubmatch(html, -1) {
+		if strings.Contains(m[2], "application/json") {
+			continue // data: it does not run, and needs no hash
+		}
+		sum := sha256.Sum256([]byte(m[3]))
+		want[m[1]+"-src"] = append(want[m[1]+"-src"], "'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
+	}
+	got := map[string][]string{}
+	for directive := range strings.SplitSeq(policy, ";") {
+		words := strings.Fields(directive)
+		got[words[0]] = words[1:]
+	}
+	for name, sources := range map[string][]string{
+		"default-src": {"'none'"}, "script-src": want["script-src"], "style-src": want["style-src"],
+		"connect-src": {"'self'"}, "img-src": {"data:"}, "base-uri": {"'none'"},
+		"form-action": {"'none'"}, "frame-ancestors": {"'none'"},
+	} {
+		if len(sources) != 1 || !slices.Equal(got[name], sources) {
+			t.Errorf("%s is %v, want %v", name, got[name], sources)
+		}
+		delete(got, name)
+	}
+	if len(got) > 0 || strings.Contains(policy, "unsafe-") {
+		t.Errorf("the policy allows more: %s", policy)
+	}
+	// What the policy would block must not be there to begin with.
+	if m := regexp.MustCompile(`<[^>]*\s(on[a-z]+|style|src)=|innerHTML|https?://`).FindString(html); m != "" {
+		t.Errorf("the page holds %q", m)
+	}
+}
+
+func TestDocsTableCannotBreakOut(t *testing.T) {
+	plain, _ := docsPage(t, NewRouter(""))
+	const example = `</script><script>alert(1)</script><!--<script>`
+	rt := NewRouter("", "</script>")
+	route := rt.Post("/", http.NotFoundHandler())
+	route.Example, route.Summary = example, example
+	html, _ := docsPage(t, rt)
+	for _, s := range []string{"<script", "</script", "<!--"} {
+		if got, want := strings.Count(html, s), strings.Count(plain, s); got != want {
+			t.Errorf("%s is in the page %d times, want %d", s, got, want)
+		}
+	}
+	if routes := docsTable(t, html); len(routes) != 1 || routes[0].Example != example {
+		t.Errorf("the table is %+v, want the example as it was", routes)
 	}
 }
 

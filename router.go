@@ -25,13 +25,18 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"reflect"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 )
 
@@ -307,3 +312,157 @@ func summary(h http.Handler) string {
 	}
 	return string(title)
 }
+
+// Docs serves a page that lists the routes of rt and tries them out: FastAPI's /docs. It loads
+// nothing from anywhere, and its policy lets no script run but its own, known by its hash.
+func (rt *Router) Docs() http.Handler {
+	hash := func(tag string) string {
+		_, content, _ := strings.Cut(page, "<"+tag+">")
+		content, _, _ = strings.Cut(content, "</"+tag+">")
+		sum := sha256.Sum256([]byte(content))
+		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+	}
+	policy := "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
+		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	html := sync.OnceValue(func() string { // at the first request: more routes may follow this one
+		table, err := json.Marshal(rt.Routes()) // escapes <, so no example can end the script element
+		if err != nil {
+			panic(err) // structs of strings
+		}
+		return strings.Replace(page, "{{routes}}", string(table), 1)
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Header().Set("Content-Security-Policy", policy)
+		io.WriteString(w, html())
+	})
+}
+
+const page = `<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Docs</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 52rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
+[hidden], pre:empty { display: none !important }
+details { margin: .5rem 0; border: 1px solid #8886; border-radius: .5rem }
+summary, form, .reply { padding: .6rem .8rem }
+form, .reply { display: grid; gap: .8rem }
+.row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center }
+.method { display: inline-block; width: 4.6rem; margin: 0 .5rem; border-radius: .3rem; text-align: center }
+.method, .send { color: #fff; background: #1d5fa8 }
+[data-method=POST] { background: #1b7340 } [data-method=DELETE] { background: #b3261e }
+.text { display: block; width: 100%; box-sizing: border-box; resize: vertical }
+.text, .path, pre { font: .9rem/1.5 ui-monospace, monospace }
+.text, button { padding: .4rem .7rem; border: 1px solid #808080; border-radius: .3rem }
+pre { margin: 0; padding: .6rem; max-height: 24rem; overflow: auto; white-space: pre-wrap; background: #8882 }
+</style>
+<h1>Docs</h1><main></main>
+<template id="value"><label><input class="text" required pattern="(?!\.\.?$).+"
+  title="not . or .., which a browser takes out of a path"></label></template>
+<template id="route"><details>
+  <summary><b class="method"></b><b class="path"></b> <span class="summary"></span></summary>
+  <form autocomplete="off" autocapitalize="off" spellcheck="false">
+    <label class="query">Query <input class="text" name="query" placeholder="name=value"></label>
+    <label>Headers <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
+    <label class="body">Body <textarea class="text" name="body" rows="3"></textarea></label>
+    <label class="wait"><input type="checkbox" name="wait"> wait for the result (Prefer: wait=5)</label>
+    <pre class="curl" tabindex="0" aria-label="The same with curl"></pre>
+    <div class="row"><button class="send">Send</button> <button type="button" class="copy">Copy curl</button></div>
+  </form><div class="reply" hidden></div>
+</details></template>
+<template id="reply"><div class="reply">
+  <output class="status">Sent</output>
+  <pre class="headers" tabindex="0" aria-label="Headers"></pre>
+  <pre class="content" tabindex="0" aria-label="Body"></pre>
+  <div class="task row" hidden><progress aria-label="Progress"></progress> <output class="state"></output>
+    <button class="cancel">Cancel</button> <output class="note"></output></div>
+</div></template>
+<script type="application/json" id="routes">{{routes}}</script>
+<script>
+const copyOf = id => document.getElementById(id).content.firstElementChild.cloneNode(true);
+const part = (root, name) => root.querySelector("." + name);
+// All that a server sends becomes text in the page: it is shown, and cannot run.
+const set = (root, name, text) => part(root, name).textContent = text;
+const wildcard = /\{[^$}]+\}/g; // {name} and {name...}, but not {$}
+function card(route) {
+  const card = copyOf("route"), form = card.querySelector("form"), field = form.elements;
+  for (const name of ["method", "path", "summary"]) set(card, name, route[name]);
+  part(card, "method").dataset.method = route.method;
+  for (const [name] of route.path.matchAll(wildcard)) {
+    const label = copyOf("value");
+    label.prepend(name);
+    label.lastElementChild.name = name;
+    part(card, "query").before(label);
+  }
+  const bare = part(card, "body").hidden = ["GET", "HEAD"].includes(route.method);
+  if (!bare) field.body.value = route.example;
+  part(card, "wait").hidden = !field.body.value;
+  const request = () => {
+    const path = route.path.replace("{$}", "").replace(wildcard, name => encodeURIComponent(field[name].value));
+    const url = new URL(path, location), body = field.body.value || undefined;
+    url.search = field.query.value;
+    const lines = field.headers.value.split("\n").filter(line => line.trim());
+    if (body && !lines.some(line => /^content-type\s*:/i.test(line))) lines.push("Content-Type: application/json");
+    if (field.wait.checked) lines.push("Prefer: wait=5");
+    return { url, method: route.method, headers: lines.map(line => line.split(/:\s*(.*)/, 2)), body };
+  };
+  (form.oninput = () => set(card, "curl", curl(request())))();
+  part(card, "copy").onclick = () => navigator.clipboard?.writeText(curl(request()));
+  form.onsubmit = event => {
+    event.preventDefault();
+    part(card, "reply").replaceWith(copyOf("reply"));
+    send(request(), part(card, "reply"));
+  };
+  return card;
+}
+function curl({ url, method, headers, body }) {
+  const quote = text => "'" + text.replaceAll("'", "'\\''") + "'";
+  const words = headers.map(header => "-H " + quote(header.join(": ")));
+  if (body) words.push("--data-raw " + quote(body)); // -d would read a file for @
+  return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  "); // -g: [] and {} are no patterns
+}
+// send shows the reply, and if it is a task follows that to its end.
+async function send(request, view) {
+  let reply = await ask(request);
+  for (const name of ["status", "headers", "content"]) set(view, name, reply[name]);
+  const url = reply.location, cancel = part(view, "cancel");
+  if (url?.origin != location.origin || reply.json?.progress === undefined) return;
+  part(view, "task").hidden = false;
+  cancel.onclick = async () => set(view, "note", (await ask({ url, method: "DELETE" })).status);
+  while (view.isConnected) { // until another request is sent
+    const { status, progress } = reply.ok && reply.json || reply; // reply says why it can be followed no more
+    set(view, "state", status);
+    set(view, "content", reply.content);
+    view.querySelector("progress").value = Number(progress) || 0;
+    if (cancel.disabled = !["queued", "running"].includes(status)) return;
+    await new Promise(wake => setTimeout(wake, 500));
+    reply = await ask({ url });
+  }
+}
+async function ask({ url, ...options }) {
+  const reply = { headers: "", content: "" }, start = performance.now();
+  try {
+    const response = await fetch(url, { cache: "no-store", ...options });
+    reply.content = await response.text();
+    reply.ok = response.ok;
+    reply.status = response.status + " " + response.statusText + " in " + Math.round(performance.now() - start) + " ms";
+    reply.headers = [...response.headers].map(pair => pair.join(": ")).join("\n");
+    reply.json = JSON.parse(reply.content);
+    reply.content = JSON.stringify(JSON.parse(reply.content, exact), null, 2);
+    reply.location = new URL(response.headers.get("Location") ?? response.url, response.url);
+  } catch (error) {
+    reply.status ??= "No reply: " + error.message; // else it is only no JSON
+  }
+  return reply;
+}
+// A long number is shown as it was sent: JavaScript would round it.
+const exact = (key, value, { source } = {}) => typeof value == "number" && JSON.rawJSON?.(source) || value;
+const routes = JSON.parse(document.getElementById("routes").textContent) ?? [];
+const tags = route => route.tags ?? ["default"];
+for (const tag of new Set(routes.flatMap(tags))) {
+  const title = Object.assign(document.createElement("h2"), { textContent: tag });
+  document.querySelector("main").append(title, ...routes.filter(r => tags(r).includes(tag)).map(card));
+}
+</script>
+`
