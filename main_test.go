@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -3682,6 +3683,242 @@ func TestKillLosesNoAcknowledgedTask(t *testing.T) {
 		p.Kill()
 		clients.Wait()
 		<-p.exited
+	}
+}
+
+// ---- README.md and README.ko.md
+
+var readmes = []string{"README.md", "README.ko.md"}
+
+// blocks returns the fenced blocks of a file in one language, or all of them for "".
+func blocks(t *testing.T, file, language string) (blocks []string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(read(t, file), -1) {
+		if language == "" || language == m[1] {
+			blocks = append(blocks, m[2])
+		}
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("%s has no block of %q", file, language)
+	}
+	return blocks
+}
+
+// table returns the first cells of the rows of the table under a header.
+func table(t *testing.T, file, header string) (rows [][]string) {
+	t.Helper()
+	_, after, ok := strings.Cut(read(t, file), "\n"+header)
+	if !ok {
+		t.Fatalf("%s has no table %q", file, header)
+	}
+	for line := range strings.Lines(after) {
+		if line == "\n" && len(rows) > 0 {
+			break
+		}
+		if strings.HasPrefix(line, "| ") {
+			cells := strings.Split(strings.Trim(line, "| \n"), "|")
+			for i := range cells {
+				cells[i] = strings.Trim(cells[i], " `")
+			}
+			rows = append(rows, cells)
+		}
+	}
+	return rows
+}
+
+func TestReadmesHaveTheSameCode(t *testing.T) {
+	english, korean := blocks(t, readmes[0], ""), blocks(t, readmes[1], "")
+	if len(english) != len(korean) {
+		t.Fatalf("%d blocks in English, %d in Korean", len(english), len(korean))
+	}
+	for i := range english {
+		if english[i] != korean[i] {
+			t.Errorf("block %d is\n%s\nin English, and in Korean\n%s", i, english[i], korean[i])
+		}
+	}
+}
+
+// volatile are the parts of a transcript that change from run to run, and what they are taken for.
+var volatile = []struct {
+	shape *regexp.Regexp
+	name  string
+}{
+	{regexp.MustCompile(`\b[a-z2-7]{8}-[1-9]\d*\b`), "ID"},
+	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
+	{regexp.MustCompile(`\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT`), "DATE"},
+	{regexp.MustCompile(`(request_id":"|Request-Id: )[0-9a-f]{16}\b`), "$1"},
+	{regexp.MustCompile(`Content-Length: \d+`), "LENGTH"}, // it counts the digits of the others
+}
+
+func shapeOf(transcript string) string {
+	for _, v := range volatile {
+		transcript = v.shape.ReplaceAllString(transcript, v.name)
+	}
+	return strings.TrimSpace(strings.ReplaceAll(transcript, "\r", ""))
+}
+
+// curl does what the curl of a README line would, with the options that the READMEs use.
+func curl(t *testing.T, addr, command string) string {
+	t.Helper()
+	var words []string
+	for _, m := range regexp.MustCompile(`'([^']*)'|(\S+)`).FindAllStringSubmatch(command, -1) {
+		words = append(words, m[1]+m[2])
+	}
+	method, target, body, include, header := "GET", "", "", false, ""
+	for i := 1; i < len(words); i++ {
+		switch words[i] {
+		case "-i":
+			include = true
+		case "-X":
+			i++
+			method = words[i]
+		case "-H":
+			i++
+			header += words[i] + "\r\n"
+		case "--json":
+			i++
+			method, body = "POST", words[i]
+			header += "Content-Type: application/json\r\nAccept: application/json\r\n"
+		default:
+			target = strings.TrimPrefix(words[i], "localhost:8000")
+		}
+	}
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost:8000\r\n%sContent-Length: %d\r\n\r\n%s", method, target, header, len(body), body)
+	var raw bytes.Buffer
+	resp, err := http.ReadResponse(bufio.NewReader(io.TeeReader(conn, &raw)), nil)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	content, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	if include {
+		return raw.String()
+	}
+	return string(content)
+}
+
+func TestReadmeTranscriptsHold(t *testing.T) {
+	a, _ := newTestApp(t, discard)
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = a.server()
+	srv.Start()
+	defer srv.Close()
+	lastID, played := "", 0
+	for _, block := range blocks(t, readmes[0], "console") {
+		for part := range strings.SplitSeq("\n"+block, "\n$ ") {
+			command, want, _ := strings.Cut(part, "\n")
+			if !strings.HasPrefix(command, "curl ") {
+				continue
+			}
+			played++
+			if !strings.Contains(command, "aaaaaaaa") { // which stands for another run's
+				command = volatile[0].shape.ReplaceAllString(command, lastID)
+			}
+			got := curl(t, srv.Listener.Addr().String(), command)
+			if shapeOf(got) != shapeOf(want) {
+				t.Errorf("$ %s\ngot\n%s\nwant\n%s", command, got, want)
+			}
+			if id := volatile[0].shape.FindString(got); id != "" {
+				lastID = id
+			}
+		}
+	}
+	if played < 8 {
+		t.Errorf("only %d curl lines were found", played)
+	}
+}
+
+// TestReadmeGoCompiles: a snippet is a file, beside the lesson or the app that its first line
+// names, or it is lifted from the program to the letter.
+func TestReadmeGoCompiles(t *testing.T) {
+	dir := t.TempDir()
+	put := func(path, content string) {
+		t.Helper()
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = slices.DeleteFunc(files, func(name string) bool { return strings.HasSuffix(name, "_test.go") })
+	var program string
+	for _, file := range files {
+		program += read(t, file)
+	}
+	put("go.mod", read(t, "go.mod"))
+	first := regexp.MustCompile(`^// (\w+\.go), beside (\S+)`)
+	for i, block := range blocks(t, readmes[0], "go") {
+		m := first.FindStringSubmatch(block)
+		if m == nil {
+			if !strings.Contains(program, block) {
+				t.Errorf("this is no part of the program:\n%s", block)
+			}
+			continue
+		}
+		pkg := fmt.Sprintf("snippet%d/", i)
+		put(pkg+m[1], block)
+		for _, file := range files {
+			if m[2] == file || m[2] == "the" {
+				put(pkg+file, read(t, file))
+			}
+		}
+	}
+	vet := exec.Command("go", "vet", "./...")
+	vet.Dir = dir
+	if out, err := vet.CombinedOutput(); err != nil {
+		t.Errorf("go vet: %v\n%s", err, out)
+	}
+}
+
+func TestReadmeListsEveryFlag(t *testing.T) {
+	var usage bytes.Buffer
+	run(t.Context(), []string{"-h"}, &usage)
+	flags := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^  -(\S+).*\n.*?(?:\(default "?([^")]*)"?\))?$`).FindAllStringSubmatch(usage.String(), -1) {
+		flags["-"+m[1]] = m[2]
+	}
+	for file, header := range map[string]string{readmes[0]: "| flag |", readmes[1]: "| 플래그 |"} {
+		listed := map[string]string{}
+		for _, row := range table(t, file, header) {
+			listed[row[0]] = row[1]
+		}
+		if !strings.Contains(listed["-workers"], "GOMAXPROCS") {
+			t.Errorf("%s: the default of -workers is %q", file, listed["-workers"])
+		}
+		listed["-workers"] = flags["-workers"] // a number, which depends on the machine
+		if !maps.Equal(listed, flags) {
+			t.Errorf("%s lists %v, and there are %v", file, listed, flags)
+		}
+	}
+}
+
+func TestReadmeListsEveryRoute(t *testing.T) {
+	var want []string
+	for _, r := range (&app{}).routes().Routes() {
+		want = append(want, r.Method+" "+r.Path)
+	}
+	slices.Sort(want)
+	for file, header := range map[string]string{readmes[0]: "| method |", readmes[1]: "| 메서드 |"} {
+		var got []string
+		for _, row := range table(t, file, header) {
+			got = append(got, row[0]+" "+row[1])
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s lists\n%q, and there are\n%q", file, got, want)
+		}
 	}
 }
 
