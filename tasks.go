@@ -382,10 +382,7 @@ func (j *job) requeued() Task {
 // release lets go of a job that has finished: its place in the queue or its worker, who waits for
 // it, and the oldest of those that are kept. t.mu is held.
 func (t *Tasks) release(j *job, cause error) {
-	if j.inQueue != nil {
-		t.queue.Remove(j.inQueue)
-		j.inQueue = nil
-	}
+	t.unqueue(j)
 	if j.cancel != nil {
 		j.cancel(cause)
 	}
@@ -397,6 +394,14 @@ func (t *Tasks) release(j *job, cause error) {
 		oldest := t.finished.Remove(t.finished.Front()).(*job)
 		t.all.Remove(oldest.inAll)
 		delete(t.jobs, oldest.ID)
+	}
+}
+
+// unqueue takes a job out of the queue, if it is in it. t.mu is held.
+func (t *Tasks) unqueue(j *job) {
+	if j.inQueue != nil {
+		t.queue.Remove(j.inQueue)
+		j.inQueue = nil
 	}
 }
 
@@ -432,8 +437,7 @@ func (t *Tasks) next() (*job, context.Context, error) {
 	if err := t.change(j, to); err != nil {
 		return nil, nil, err
 	}
-	t.queue.Remove(j.inQueue)
-	j.inQueue = nil
+	t.unqueue(j)
 	// Not the request's context, nor that of the Start hook: a task outlives both.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j.cancel = cancel
