@@ -107,7 +107,8 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 
 // A request may take readTimeout to arrive, and its reply writeTimeout from the end of its header.
 // The first is the shorter one, so that a body that came too slowly can still be answered; and it
-// is shorter than -grace, so that half a body does not hold up a stop. A waiting poll extends the second.
+// is shorter than -grace, so that half a body does not hold up a stop. A waiting poll extends the
+// second.
 const (
 	readTimeout  = 15 * time.Second
 	writeTimeout = 30 * time.Second
@@ -125,6 +126,13 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 
 	a := newApp(c, log)
 	defer a.stop()
+	a.addHooks(c, home)
+	return a.lifecycle.Run(ctx, ln, a.server())
+}
+
+// addHooks says what starts before the first request, and stops after the last. home is the URL that
+// the server will answer at.
+func (a *app) addHooks(c config, home string) {
 	a.lifecycle.Add(Hook{
 		Name:  "items", // on_event("startup"): where the lecture loads its model
 		Start: func(context.Context) error { return a.loadItems(c.items) },
@@ -137,10 +145,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 	})
 	a.lifecycle.Add(Hook{
 		Name:  "log", // the last to start, and on_event("shutdown"): where the lecture saves its log
-		Start: func(context.Context) error { log.Info("listening", "url", home+"/docs"); return nil },
+		Start: func(context.Context) error { a.log.Info("listening", "url", home+"/docs"); return nil },
 		Stop:  a.report,
 	})
-	return a.lifecycle.Run(ctx, ln, a.server())
 }
 
 // server is an http.Server that no client can hold up for long. The zero value has no timeouts.
@@ -482,7 +489,7 @@ func taskError(err error) error {
 		}
 		he := Errorf(e.status, "%v", e.err)
 		if e.status == http.StatusServiceUnavailable {
-			he = unavailable("%v", e.err)
+			he.Header.Set("Retry-After", "1")
 		}
 		if err == e.err {
 			return he // there is no more to know
@@ -490,13 +497,6 @@ func taskError(err error) error {
 		return he.Because(err)
 	}
 	return err
-}
-
-// unavailable is a 503: try again, later.
-func unavailable(format string, args ...any) *HTTPError {
-	e := Errorf(http.StatusServiceUnavailable, format, args...)
-	e.Header.Set("Retry-After", "1")
-	return e
 }
 
 // taskProblem is what a client may know of a task's error: what it would of a request's.
@@ -616,7 +616,9 @@ func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
 
 func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 	if !a.lifecycle.Ready() || !a.tasks.Ready() {
-		return unavailable("not ready: starting, stopping, or without a journal")
+		e := Errorf(http.StatusServiceUnavailable, "not ready: starting, stopping, or without a journal")
+		e.Header.Set("Retry-After", "1")
+		return e
 	}
 	return a.healthz(w, r)
 }

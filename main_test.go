@@ -2785,6 +2785,15 @@ func TestAppAnswersAsItsTableSays(t *testing.T) {
 	}
 }
 
+// serveApp serves the app on a real socket, with its own timeouts and bounds.
+func serveApp(t *testing.T, a *app) *httptest.Server {
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = a.server()
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return srv
+}
+
 // post submits a task over HTTP.
 func post(t *testing.T, h http.Handler, body string, header ...string) (*httptest.ResponseRecorder, Task) {
 	t.Helper()
@@ -3281,12 +3290,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 // appStage is the app's own server in a synctest bubble.
 func appStage(t *testing.T, c config, log *slog.Logger) (*app, *stage) {
 	a := newApp(c, log)
-	a.lifecycle.Add(Hook{
-		Name:  "tasks",
-		Start: func(context.Context) error { return errors.Join(a.loadItems(""), a.tasks.Start("")) },
-		Drain: a.tasks.Drain,
-		Stop:  func(context.Context) error { return a.tasks.Close() },
-	})
+	a.addHooks(c, "")
 	return a, newStageOf(t, a.lifecycle, a.server())
 }
 
@@ -3441,7 +3445,7 @@ func TestWaitingPollDoesNotHoldTheStopUp(t *testing.T) {
 			<-release
 			return nil, nil
 		}}}
-		a.lifecycle.hooks[0].Drain = nil // a poll that no Drain ends
+		a.lifecycle.hooks[1].Drain = nil // tasks: a poll that no Drain ends
 		task := submit(t, a.tasks, "deaf", "")
 		status := make(chan int)
 		go func() {
@@ -3473,10 +3477,7 @@ func TestWaitingPollDoesNotHoldTheStopUp(t *testing.T) {
 func TestHostileRequests(t *testing.T) {
 	log, lines := newLog()
 	a, _ := newTestApp(t, log)
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = a.server()
-	srv.Start()
-	defer srv.Close()
+	srv := serveApp(t, a)
 	const js = "Content-Type: application/json\r\n"
 	for _, tt := range []struct{ name, raw, status string }{
 		{"no HTTP", "hello\r\n\r\n", "400"},
@@ -3806,10 +3807,7 @@ func curl(t *testing.T, addr, command string) string {
 
 func TestReadmeTranscriptsHold(t *testing.T) {
 	a, _ := newTestApp(t, discard)
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = a.server()
-	srv.Start()
-	defer srv.Close()
+	srv := serveApp(t, a)
 	lastID, played := "", 0
 	for _, block := range blocks(t, readmes[0], "console") {
 		for part := range strings.SplitSeq("\n"+block, "\n$ ") {
