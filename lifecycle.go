@@ -1,23 +1,28 @@
-// Lesson 4: what runs before the first request, and after the last?
+// Lesson 4: what runs before the first request, and what after the last?
 //
 // The lecture says: load the model when the app starts, save the log when it stops:
 //
 //	@app.on_event("startup")
 //	@app.on_event("shutdown")
 //
+// (FastAPI now prefers one function for the two, called lifespan: on_event is deprecated.)
+//
 // Go says: main is a function, so "at startup" is what stands before Serve and "at shutdown" what
 // stands behind it. What needs care is the order, and that a stop loses nobody's request:
 //
-//	l := &Lifecycle{Log: slog.Default(), Grace: 20 * time.Second, Linger: 2 * time.Second}
+//	l := &Lifecycle{Grace: 20 * time.Second, Linger: 2 * time.Second}
 //	l.Add(Hook{Name: "model", Start: loadModel, Stop: saveLog})
 //
-//	ln, err := net.Listen("tcp", "localhost:8000") // a taken port is an error here, before any hook
-//	...
+//	ln, err := net.Listen("tcp", "localhost:8000")
+//	if err != nil {
+//		log.Fatal(err) // a taken port is an error here, before any hook has run
+//	}
 //	err = l.Run(context.Background(), ln, &http.Server{Handler: mux})
 //
 // Run returns after Ctrl-C or SIGTERM, when everything has stopped in order.
 //
-// This file needs nothing but the standard library: copy it and it works.
+// This file imports the standard library alone. To use it elsewhere, copy it and write your own
+// package clause; it needs Go 1.21, and Go 1.26 to log the signal's name.
 
 package main
 
@@ -31,7 +36,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -73,28 +77,30 @@ func (l *Lifecycle) Add(h Hook) { l.hooks = append(l.hooks, h) }
 // Ready reports whether the server wants new clients: everything has started, and no signal came.
 func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 
-// Run starts the hooks, serves srv on ln until ctx ends or SIGINT or SIGTERM comes, and stops in
-// order. From the signal on, a second one ends the process at once. The error joins all that went
-// wrong: nil is exit code 0. A signal during startup is no error.
+// Run starts the hooks, serves srv on ln until SIGINT or SIGTERM comes or ctx ends, and stops in
+// order. It wraps srv.Handler, to know when requests are answered. The error joins all that went
+// wrong: nil is exit code 0.
+//
+// A signal during startup ends the context of the Start hook that runs. Run waits for that hook,
+// starts no other, and stops those that had started; that is no error. A second signal ends the
+// process at once, whatever it is doing.
 func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer ln.Close() // for a startup that fails; after Serve it is closed already
 	if l.Log == nil {
 		l.Log = slog.Default()
 	}
-	signaled, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer end(nil)
-	defer context.AfterFunc(signaled, func() {
-		stop() // a second signal now has its default effect: it kills
-		end(context.Cause(signaled))
-	})()
+	// After stop a signal has its default effect: it ends the process.
+	unregister := context.AfterFunc(ctx, stop)
+	defer unregister()
 
 	started, err := l.start(ctx)
 	if err == nil && ctx.Err() == nil {
-		err = l.serve(ctx, ln, srv)
+		err = l.serve(ctx, stop, ln, srv)
 	}
 
+	// ctx has ended, and to stop needs time: WithoutCancel.
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	for _, h := range slices.Backward(started) {
@@ -107,9 +113,11 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 }
 
 // start runs the Start hooks in order, and returns those that succeeded: they are to be stopped.
-func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
+func (l *Lifecycle) start(ctx context.Context) ([]Hook, error) {
+	var started []Hook
 	for _, h := range l.hooks {
-		if err = call(ctx, "start", h.Name, h.Start); err == nil {
+		err := call(ctx, "start", h.Name, h.Start)
+		if err == nil {
 			started = append(started, h)
 		}
 		if ctx.Err() != nil {
@@ -124,34 +132,40 @@ func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 }
 
 // serve serves until ctx ends, and then until clients have what they came for, or Grace is over.
-func (l *Lifecycle) serve(ctx context.Context, ln net.Listener, srv *http.Server) error {
+func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
-	ctx, end := context.WithCancelCause(ctx)
-	var err error
-	var serving sync.WaitGroup
+	var served error
+	serving := make(chan struct{})
 	l.ready.Store(true)
-	serving.Go(func() {
-		err = srv.Serve(ln)
-		end(err)
-	})
-	<-ctx.Done()
-	l.ready.Store(false)
-	l.Log.Info("draining", "cause", context.Cause(ctx))
+	go func() {
+		defer close(serving)
+		served = srv.Serve(ln)
+	}()
 
-	// ctx has ended, and all that follows needs time: WithoutCancel.
+	var cause error
+	select {
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-serving: // the listener broke
+		cause = served
+	}
+	stop() // here too, so that what the log says next is true already
+	l.ready.Store(false)
+	l.Log.Info("draining; a second signal ends the program at once", "cause", cause, "grace", l.Grace)
+
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Grace)
 	defer cancel()
-	failed := l.drain(grace)
+	errs := []error{l.drain(grace)}
 	l.linger(grace)
 	l.Log.Info("shutting down")
 	if err := srv.Shutdown(grace); err != nil {
-		failed = errors.Join(failed, fmt.Errorf("requests were cut off: %w", err), srv.Close())
+		errs = append(errs, fmt.Errorf("requests were cut off: %w", err), srv.Close())
 	}
-	serving.Wait()
-	if err != http.ErrServerClosed {
-		failed = errors.Join(failed, err)
+	<-serving
+	if served != http.ErrServerClosed {
+		errs = append(errs, served)
 	}
-	return failed
+	return errors.Join(errs...)
 }
 
 // watch notes when requests are answered. While the server drains, its replies ask the clients to
@@ -175,7 +189,7 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 }
 
 // drain runs the Drain hooks in reverse, in the first half of Grace: the other half belongs to
-// the requests that ask for what they finished.
+// the clients that fetch what was finished.
 func (l *Lifecycle) drain(grace context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(grace, l.Grace/2)
 	defer cancel()

@@ -3201,7 +3201,7 @@ func TestSIGTERMStopsTheProgramInOrder(t *testing.T) {
 	if code := p.exit(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, want := range []string{`msg=draining cause="terminated signal received"`, "msg=served requests=1", "succeeded=1", "msg=stopped"} {
+	for _, want := range []string{`msg="draining; a second signal ends the program at once" cause="terminated signal received"`, "msg=served requests=1", "succeeded=1", "msg=stopped"} {
 		if !strings.Contains(p.log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, p.log)
 		}
