@@ -1,9 +1,9 @@
-// Lesson 2: how does a failure reach the client, and how the log?
+// Lesson 2: how does a failure reach the client, and what reaches the log?
 //
 // The lecture says: tell the client what went wrong and why, and collect the errors in the log
 // for yourself. FastAPI raises:
 //
-//	raise HTTPException(status_code=404, detail=f"아이템을 찾을 수 없습니다 [id: {item_id}]")
+//	raise HTTPException(status_code=404, detail=f"아이템을 찾을 수 없습니다 [id: {item_id}]") # item not found
 //
 // Go says: errors are values, so a handler returns one, and one place turns it into a reply:
 //
@@ -22,10 +22,13 @@
 //	mux.Handle("GET /v2/{item_id}", Endpoint(findItem))
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
-// Every error reply is an RFC 9457 problem. What the client may know is in an HTTPError; any
-// other error is a 500 that says nothing but the request id, under which the log has the cause.
+// Every error that an Endpoint returns, and every panic below Observe, becomes an RFC 9457
+// problem. An HTTPError says what the client may know; any other error is a 500 that says nothing
+// but the request id, under which the log has the cause. What a ServeMux answers itself, a 404 or
+// a 405, is plain text, and so is what net/http refuses before a handler runs.
 //
-// This file needs nothing but the standard library: copy it and it works.
+// This file imports the standard library alone. To use it elsewhere, copy it and write your own
+// package clause; it needs Go 1.26.
 
 package main
 
@@ -43,6 +46,7 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -61,26 +65,9 @@ type HTTPError struct {
 	cause error
 }
 
-// FieldError is one part of a request that does not fit, in FastAPI's words.
-type FieldError struct {
-	Loc []string `json:"loc"` // the place: ["path", "item_id"], ["body", "input", "n"]
-	Msg string   `json:"msg"`
-}
-
 // Errorf returns an HTTPError with a formatted detail. The client reads it: nothing internal.
 func Errorf(status int, format string, args ...any) *HTTPError {
 	return &HTTPError{Status: status, Detail: fmt.Sprintf(format, args...), Header: http.Header{}}
-}
-
-// Invalid returns the 422 for the fields at fault.
-func Invalid(fields ...FieldError) *HTTPError {
-	details := make([]string, len(fields))
-	for i, f := range fields {
-		details[i] = strings.Join(f.Loc, ".") + " " + f.Msg
-	}
-	e := Errorf(http.StatusUnprocessableEntity, "%s", strings.Join(details, "; "))
-	e.Fields = fields
-	return e
 }
 
 // Because returns a copy of e with a cause, which the log is told and the client is not.
@@ -102,7 +89,23 @@ func (e *HTTPError) Error() string {
 // Unwrap returns the cause.
 func (e *HTTPError) Unwrap() error { return e.cause }
 
-// Problem is the body of every error reply (RFC 9457). Its detail is the detail of FastAPI's
+// Endpoint is a handler that may fail. It is an http.Handler, so any router takes it.
+type Endpoint func(w http.ResponseWriter, r *http.Request) error
+
+// ServeHTTP calls the endpoint, and answers the error that it returns. If no Observe wraps it, it
+// wraps itself, with slog.Default().
+func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rep := replyOf(w)
+	if rep == nil {
+		Observe(slog.Default(), h).ServeHTTP(w, r)
+		return
+	}
+	if err := h(w, r); err != nil {
+		rep.fail(w, err)
+	}
+}
+
+// Problem is the body of an error reply (RFC 9457). Its detail is the detail of FastAPI's
 // HTTPException, where a client of the lecture's app will look for it.
 type Problem struct {
 	Type      string       `json:"type"`
@@ -136,51 +139,33 @@ func publicError(err error) *HTTPError {
 	return &HTTPError{Status: http.StatusInternalServerError}
 }
 
-// Endpoint is a handler that may fail. It is an http.Handler, so any router takes it.
-type Endpoint func(w http.ResponseWriter, r *http.Request) error
-
-// ServeHTTP calls the endpoint and answers the error it returns. An endpoint that no Observe is
-// around is observed here, with slog.Default().
-func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if observed(w) == nil {
-		Observe(slog.Default(), h).ServeHTTP(w, r)
-		return
-	}
-	if err := h(w, r); err != nil {
-		WriteError(w, r, err)
-	}
-}
-
-// WriteError answers a request with err: the one place where every error reply is made. If the
-// reply has begun, or the client went away, it aborts the connection instead: a truncated 200
-// must never look whole.
-func WriteError(w http.ResponseWriter, r *http.Request, err error) {
-	rep := observed(w)
-	if rep == nil {
-		Endpoint(func(http.ResponseWriter, *http.Request) error { return err }).ServeHTTP(w, r)
-		return
-	}
+// fail answers the request with err: the one place where every error reply is made. If the reply
+// has begun, or the client went away, it aborts the connection instead: a truncated 200 must
+// never look whole.
+func (rep *reply) fail(w http.ResponseWriter, err error) {
 	rep.err = err
 	if rep.status != 0 || rep.clientGone() && errors.Is(err, context.Canceled) {
+		rep.aborted = true
 		panic(http.ErrAbortHandler)
 	}
 	h := w.Header()
-	for _, name := range []string{ // they spoke of the reply that failed
+	for _, name := range []string{ // They described the body that is not sent.
 		"Content-Length", "Content-Encoding", "Content-Range", "Content-Disposition", "Etag", "Last-Modified",
 	} {
 		h.Del(name)
 	}
-	h.Set("Cache-Control", "no-store") // a 404 may be kept otherwise (RFC 9111, 4.2.2)
-	maps.Copy(h, publicError(err).Header)
-	p := NewProblem(err)
-	p.RequestID = rep.header[0]
+	h.Set("Cache-Control", "no-store") // a cache may keep a 404 otherwise (RFC 9111, 4.2.2)
+	e := publicError(err)
+	maps.Copy(h, e.Header)
+	p := NewProblem(e)
+	p.RequestID = rep.id
 	if err := writeJSON(w, p.Status, "application/problem+json", p); err != nil {
 		rep.err = errors.Join(rep.err, err)
 	}
 }
 
-// WriteJSON answers with v as JSON. It is marshalled before the status is sent, so that a value
-// that can't be is still a proper 500.
+// WriteJSON answers with v as JSON. It is marshalled before the status is sent, so a value that
+// can't be encoded still becomes a 500.
 func WriteJSON(w http.ResponseWriter, status int, v any) error {
 	return writeJSON(w, status, "application/json", v)
 }
@@ -201,18 +186,18 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) err
 }
 
 // Observe gives every request an id (X-Request-Id, the client's own if it is fit to be logged)
-// and one line in the log when it is done, with the cause if it failed. A panic is a 500, and
-// its stack is in the log; http.ErrAbortHandler goes on up to net/http.
+// and one line in the log when it is done, with the cause if it failed. A panic becomes a 500,
+// with its stack in the log; http.ErrAbortHandler goes on up to net/http.
 //
 // It belongs outermost. Middleware between it and the mux that replaces the request hides the
 // route from the log, and one that replaces w needs an Unwrap method, or errors are observed twice.
 func Observe(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rep := &reply{ResponseWriter: w, request: r, start: time.Now()}
-		rep.header = [...]string{requestID(r), "nosniff"}
-		h := w.Header()
-		h["X-Request-Id"], h["X-Content-Type-Options"] = rep.header[:1:1], rep.header[1:]
-		defer rep.finish(log)
+		rep := &reply{ResponseWriter: w, request: r, id: requestID(r), start: time.Now()}
+		w.Header().Set("X-Request-Id", rep.id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		defer rep.log(log) // runs last, whatever happens
+		defer rep.answerPanic()
 		next.ServeHTTP(rep, r)
 	})
 }
@@ -221,11 +206,13 @@ func Observe(log *slog.Logger, next http.Handler) http.Handler {
 type reply struct {
 	http.ResponseWriter
 	request *http.Request
+	id      string
 	start   time.Time
-	header  [2]string // the values of two header fields; the first is the request id
-	status  int       // 0 until the reply has begun
-	bytes   int64
+	status  int   // 0 until the reply has begun
+	bytes   int64 // of the body
 	err     error
+	stack   []byte // of a panic
+	aborted bool   // it ends with http.ErrAbortHandler
 }
 
 func (rep *reply) WriteHeader(status int) {
@@ -240,14 +227,14 @@ func (rep *reply) Write(p []byte) (int, error) {
 		rep.status = http.StatusOK
 	}
 	n, err := rep.ResponseWriter.Write(p)
-	if rep.request.Method != http.MethodHead { // else net/http drops it
+	if rep.request.Method != http.MethodHead { // to a HEAD net/http sends no body
 		rep.bytes += int64(n)
 	}
 	return n, err
 }
 
-// FlushError sends what was written so far, which begins the reply; http.ResponseController
-// calls it. All its other methods reach the connection through Unwrap.
+// FlushError sends what was written so far, which begins the reply. http.ResponseController calls
+// it; all that it does besides reaches the connection through Unwrap.
 func (rep *reply) FlushError() error {
 	err := http.NewResponseController(rep.ResponseWriter).Flush()
 	if rep.status == 0 && !errors.Is(err, http.ErrNotSupported) {
@@ -256,11 +243,11 @@ func (rep *reply) FlushError() error {
 	return err
 }
 
-// Unwrap is how http.ResponseController, and observed, look behind a wrapped ResponseWriter.
+// Unwrap is how http.ResponseController, and replyOf, look behind a wrapped ResponseWriter.
 func (rep *reply) Unwrap() http.ResponseWriter { return rep.ResponseWriter }
 
-// observed finds the reply behind the wrappers that middleware may have put around it.
-func observed(w http.ResponseWriter) *reply {
+// replyOf finds the reply behind the wrappers that middleware may have put around it.
+func replyOf(w http.ResponseWriter) *reply {
 	for {
 		switch t := w.(type) {
 		case *reply:
@@ -276,68 +263,89 @@ func observed(w http.ResponseWriter) *reply {
 // clientGone reports that the client closed the connection.
 func (rep *reply) clientGone() bool { return rep.request.Context().Err() != nil }
 
-// finish is deferred by Observe: it recovers, answers a panic, and writes the line.
-func (rep *reply) finish(log *slog.Logger) {
-	abort := recover()
-	var stack []byte
-	if abort != nil && abort != http.ErrAbortHandler {
-		stack = debug.Stack()
-		abort = rep.answer(fmt.Errorf("panic: %v", abort))
+// answerPanic is deferred: it turns a panic into a 500.
+func (rep *reply) answerPanic() {
+	switch p := recover(); p {
+	case nil:
+	case http.ErrAbortHandler: // a handler's own wish, or fail's
+		rep.aborted = true
+		panic(p)
+	default:
+		rep.stack = debug.Stack()
+		rep.fail(rep, fmt.Errorf("panic: %v", p))
 	}
-	r, status := rep.request, rep.status
+}
+
+// log is deferred: it writes the one line of a request.
+func (rep *reply) log(log *slog.Logger) {
+	r, status, level := rep.request, rep.status, slog.LevelInfo
 	switch {
-	case abort != nil && stack == nil && rep.clientGone():
+	case rep.aborted && rep.stack == nil && rep.clientGone():
 		status = 499 // nginx's number for a client that closed the request
-	case abort == nil && status == 0:
+	case rep.aborted:
+		level = slog.LevelError
+	case status == 0:
 		status = http.StatusOK // net/http sends it for a handler that wrote nothing
 	}
-	level := slog.LevelInfo
-	if status >= 500 || abort != nil && status != 499 {
+	if status >= 500 {
 		level = slog.LevelError
 	}
-	if log.Enabled(r.Context(), level) {
-		// Not log.LogAttrs, which reads the clock again and looks up who called it: always this line.
-		end := time.Now()
-		line := slog.NewRecord(end, level, "request", 0)
-		line.AddAttrs(
-			slog.String("method", r.Method),
-			slog.String("path", r.URL.Path),
-			slog.String("route", r.Pattern[strings.IndexByte(r.Pattern, ' ')+1:]), // without its method
-			slog.Int("status", status),
-			slog.Int64("bytes", rep.bytes),
-			slog.Duration("duration", end.Sub(rep.start)),
-			slog.String("request_id", rep.header[0]),
-		)
-		if rep.err != nil {
-			line.AddAttrs(slog.Any("cause", rep.err))
-		}
-		if stack != nil {
-			line.AddAttrs(slog.String("stack", string(stack)))
-		}
-		_ = log.Handler().Handle(r.Context(), line) // as slog.Logger does: no one is left to tell
+	attrs := []slog.Attr{
+		slog.String("method", r.Method),
+		slog.String("path", r.URL.Path),
+		slog.String("route", r.Pattern[strings.IndexByte(r.Pattern, ' ')+1:]), // without its method
+		slog.Int("status", status),
+		slog.Int64("bytes", rep.bytes),
+		slog.Duration("duration", time.Since(rep.start)),
+		slog.String("request_id", rep.id),
 	}
-	if abort != nil {
-		panic(abort)
+	if rep.err != nil {
+		attrs = append(attrs, slog.Any("cause", rep.err))
 	}
+	if rep.stack != nil {
+		attrs = append(attrs, slog.String("stack", string(rep.stack)))
+	}
+	log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// answer is WriteError, but returns what it panicked with.
-func (rep *reply) answer(err error) (abort any) {
-	defer func() { abort = recover() }()
-	WriteError(rep, rep.request, err)
-	return nil
-}
+// loggable is what an id from outside may be, so that it can't forge a log line or a header.
+var loggable = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// requestID returns the client's id if it is 1 to 64 of [A-Za-z0-9._-], which no log or header
-// can be forged with, and else a new one.
 func requestID(r *http.Request) string {
-	id := r.Header.Get("X-Request-Id")
-	if id == "" || len(id) > 64 || strings.ContainsFunc(id, func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-')
-	}) {
-		return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 digits
+	if id := r.Header.Get("X-Request-Id"); loggable.MatchString(id) {
+		return id
 	}
-	return id
+	return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 digits
+}
+
+// The second half: reading input, which is where client errors come from. What a handler reads
+// with ReadJSON or PathInt is right, or there is an error that names what is wrong with it.
+
+// FieldError is one part of a request that does not fit, in FastAPI's words.
+type FieldError struct {
+	Loc []string `json:"loc"` // the place: ["path", "item_id"], ["body", "input", "n"]
+	Msg string   `json:"msg"`
+}
+
+// Invalid returns the 422 for the fields at fault.
+func Invalid(fields ...FieldError) *HTTPError {
+	details := make([]string, len(fields))
+	for i, f := range fields {
+		details[i] = strings.Join(f.Loc, ".") + " " + f.Msg
+	}
+	e := Errorf(http.StatusUnprocessableEntity, "%s", strings.Join(details, "; "))
+	e.Fields = fields
+	return e
+}
+
+// PathInt returns the path value as an integer: decimal, with a sign or without. If it is not
+// one, or does not fit an int64, the error is a 422 that names the place.
+func PathInt(r *http.Request, name string) (int64, error) {
+	i, err := strconv.ParseInt(r.PathValue(name), 10, 64)
+	if err != nil {
+		return 0, Invalid(FieldError{[]string{"path", name}, "must be an integer of at most 64 bits"})
+	}
+	return i, nil
 }
 
 // maxBody is how many bytes of a request body ReadJSON accepts.
@@ -368,10 +376,10 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	return DecodeJSON(body, v, "body")
 }
 
-// DecodeJSON decodes data, one JSON value in UTF-8, into v, a pointer. Its errors are HTTPErrors:
-// 400 if data is not that; 422, with its place below loc, for a value of the wrong type, or for a
-// field that v does not have (which encoding/json names without the objects around it), one at a
-// time; and for all that v finds at fault itself, if it has a method Validate() []FieldError.
+// DecodeJSON decodes data, one JSON value in UTF-8, into v, a pointer; loc is the place that its
+// errors name. They are HTTPErrors: 400 if data is not that; 422 for a value of the wrong type or
+// a field that v does not have (which encoding/json names without the objects around it), one at
+// a time; and 422 for all that v itself finds at fault, if it has a Validate() []FieldError.
 func DecodeJSON(data []byte, v any, loc ...string) error {
 	if err := json.Unmarshal(data, new(json.RawMessage)); err != nil {
 		e := Errorf(http.StatusBadRequest, "%s is not JSON", strings.Join(loc, "."))
@@ -388,61 +396,53 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
-	err := dec.Decode(v)
+	if err := dec.Decode(v); err != nil {
+		return misfit(err, loc)
+	}
+	var fields []FieldError
+	if v, ok := v.(interface{ Validate() []FieldError }); ok {
+		for _, f := range v.Validate() {
+			fields = append(fields, FieldError{slices.Concat(loc, f.Loc), f.Msg})
+		}
+	}
+	if len(fields) > 0 {
+		return Invalid(fields...)
+	}
+	return nil
+}
+
+// misfit says in JSON's words, since no client knows Go's, what encoding/json found at loc.
+func misfit(err error, loc []string) *HTTPError {
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		if wrong.Field != "" {
 			loc = slices.Concat(loc, strings.Split(wrong.Field, "."))
 		}
 		return Invalid(FieldError{loc, "must be " + jsonType(wrong.Type.Kind())})
 	}
-	if err != nil {
-		// encoding/json has no type for this one, only its text: json: unknown field "x".
-		if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			if name, err := strconv.Unquote(name); err == nil {
-				name = fmt.Sprintf("%.64s", name) // a client can make it as long as the body
-				return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a field here"})
-			}
-		}
-		return Invalid(FieldError{loc, "does not have the right shape"}).Because(err)
-	}
-	if v, ok := v.(interface{ Validate() []FieldError }); ok {
-		if fields := slices.Clone(v.Validate()); len(fields) > 0 {
-			for i := range fields {
-				fields[i].Loc = slices.Concat(loc, fields[i].Loc)
-			}
-			return Invalid(fields...)
+	// There is no type for an unknown field, only its text: json: unknown field "x".
+	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		if name, err := strconv.Unquote(name); err == nil {
+			name = fmt.Sprintf("%.64s", name) // a client can make it as long as the body
+			return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a field here"})
 		}
 	}
-	return nil
+	return Invalid(FieldError{loc, "does not have the right shape"}).Because(err)
 }
 
-// jsonType says in JSON's words what a Go type wants, since no client knows Go's.
 func jsonType(k reflect.Kind) string {
-	switch k {
-	case reflect.String:
+	switch {
+	case k == reflect.String:
 		return "a string"
-	case reflect.Bool:
+	case k == reflect.Bool:
 		return "true or false"
-	case reflect.Float32, reflect.Float64:
-		return "a number"
-	case reflect.Slice, reflect.Array:
-		return "an array"
-	case reflect.Struct, reflect.Map:
-		return "an object"
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
-		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+	case k >= reflect.Int && k <= reflect.Uint64: // the twelve kinds of integers stand in a row
 		return "an integer, and not too large"
-	default:
-		return "of another type"
+	case k == reflect.Float32 || k == reflect.Float64:
+		return "a number"
+	case k == reflect.Slice || k == reflect.Array:
+		return "an array"
+	case k == reflect.Struct || k == reflect.Map:
+		return "an object"
 	}
-}
-
-// PathInt returns the path value as an integer: decimal, with a sign or without. If it is not
-// one, or does not fit an int64, the error is a 422 that names the place.
-func PathInt(r *http.Request, name string) (int64, error) {
-	i, err := strconv.ParseInt(r.PathValue(name), 10, 64)
-	if err != nil {
-		return 0, Invalid(FieldError{[]string{"path", name}, "must be an integer of at most 64 bits"})
-	}
-	return i, nil
+	return "of another type"
 }

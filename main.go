@@ -206,7 +206,7 @@ func (a *app) handler() http.Handler {
 // routes are all there are. Their handlers follow in this order.
 func (a *app) routes() *Router {
 	root := NewRouter("")
-	root.NoMatch = a.noMatch
+	root.NoMatch = Endpoint(a.noMatch)
 	root.Get("/", http.RedirectHandler("/docs", http.StatusTemporaryRedirect)).Summary = "Home"
 	root.Get("/docs", root.Docs()).Summary = "Docs"
 
@@ -245,12 +245,11 @@ func (a *app) routes() *Router {
 }
 
 // noMatch is the router's 404 and 405 in the format of every other error.
-func (a *app) noMatch(w http.ResponseWriter, r *http.Request, status int) {
-	if status == http.StatusMethodNotAllowed {
-		WriteError(w, r, Errorf(status, "this path allows %s", w.Header().Get("Allow")))
-		return
+func (a *app) noMatch(w http.ResponseWriter, r *http.Request) error {
+	if allow := w.Header().Get("Allow"); allow != "" {
+		return Errorf(http.StatusMethodNotAllowed, "this path allows %s", allow)
 	}
-	WriteError(w, r, Errorf(status, "there is nothing at this path"))
+	return Errorf(http.StatusNotFound, "there is nothing at this path")
 }
 
 // count counts requests, for the report.

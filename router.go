@@ -11,27 +11,29 @@
 //	app.include_router(user_router)
 //
 // Go says: since 1.22 http.ServeMux knows methods and wildcards, and a ServeMux is itself an
-// http.Handler, so one can be mounted in another. That is a router:
+// http.Handler, so one can stand inside another. That is a router:
 //
 //	users := NewRouter("/users", "users")
 //	users.Get("/{username}", http.HandlerFunc(readUser)) // r.PathValue("username")
 //
 //	app := NewRouter("")
+//	app.Get("/docs", app.Docs())
 //	app.Include(users)
 //	http.ListenAndServe("localhost:8000", app.Handler())
 //
-// This file needs nothing but the standard library: copy it and it works.
+// This file imports the standard library alone. To use it elsewhere, copy it and write your own
+// package clause; it needs Go 1.23.
 
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"reflect"
 	"runtime"
 	"slices"
@@ -40,12 +42,13 @@ import (
 	"unicode"
 )
 
-// Router is a set of routes under one prefix: FastAPI's APIRouter. Fill it, include it in
-// others, and call Handler on the outermost once everything is in place.
+// Router is a set of routes under one prefix: FastAPI's APIRouter. Fill it and include it in
+// others, in any order, and call Handler on the outermost once everything is in place.
 type Router struct {
-	// NoMatch writes the reply to a request that no route fits: 404, or 405 with the Allow
-	// header already set. Only the outermost router's is used; nil means plain text.
-	NoMatch func(w http.ResponseWriter, r *http.Request, status int)
+	// NoMatch answers a request that no route fits. If the path has routes, but for other
+	// methods, the reply's Allow header is set when it is called: that is a 405, and else it is
+	// a 404. Only the outermost router's NoMatch is used; nil answers in plain text.
+	NoMatch http.Handler
 
 	prefix     string
 	tags       []string
@@ -57,19 +60,21 @@ type Router struct {
 // Route is one entry of the route table.
 type Route struct {
 	Method  string   `json:"method"`
-	Path    string   `json:"path"`    // from Routes: in full, as registered
-	Tags    []string `json:"tags"`    // from Routes: those of every router around it, outermost first
+	Path    string   `json:"path"`    // Routes returns it in full, with every prefix
+	Tags    []string `json:"tags"`    // those of every router around it, outermost first
 	Summary string   `json:"summary"` // made from the handler's name: readUser is "Read User"
 	Example string   `json:"example"` // a request body to try it with, shown at /docs
 
-	handler    http.Handler
-	prefix     string
-	middleware []func(http.Handler) http.Handler
+	handler http.Handler
 }
 
-// NewRouter returns an empty router. The prefix is "" or starts with a slash and does not end
-// with one; it may hold wildcards ("/t/{tenant}/users").
+// NewRouter returns an empty router. The prefix is "", or starts with a slash and does not end
+// with one; it may hold wildcards ("/t/{tenant}/users"). NewRouter panics on any other.
 func NewRouter(prefix string, tags ...string) *Router {
+	if prefix != "" && (prefix[0] != '/' || strings.HasSuffix(prefix, "/")) {
+		panic(fmt.Sprintf("router %q: a prefix starts with a slash and does not end with one", prefix))
+	}
+	mustParse("GET " + prefix + "/")
 	return &Router{prefix: prefix, tags: tags}
 }
 
@@ -89,15 +94,35 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 	return rt.Handle(http.MethodDelete, path, h)
 }
 
-// Handle registers h for the given method. The Route it returns may be given a Summary or an Example.
+// Handle registers h for a method. The Route it returns may be given a Summary or an Example.
+// It panics on a path that is no pattern, on a bad method and on a nil handler, so that the stack
+// names the line with the mistake.
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
+	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
+	if path != "" && path[0] != '/' {
+		panic(name + ": a path starts with a slash")
+	}
+	// In a ServeMux pattern no method means any, and what follows a space may be a host.
+	if method == "" || strings.ContainsAny(method, " \t") {
+		panic(name + ": the method is empty, or holds a space")
+	}
+	if f := reflect.ValueOf(h); h == nil || f.Kind() == reflect.Func && f.IsNil() {
+		panic(name + ": the handler is nil")
+	}
+	mustParse(method + " " + cmp.Or(rt.prefix+path, "/"))
 	route := &Route{Method: method, Path: path, Summary: summary(h), handler: h}
 	rt.routes = append(rt.routes, route)
 	return route
 }
 
+// mustParse panics, in ServeMux's words, if it can't read the pattern.
+func mustParse(pattern string) {
+	http.NewServeMux().Handle(pattern, http.NotFoundHandler())
+}
+
 // Use wraps every route of rt, and of the routers in it, in middleware: the first is outermost.
-// It runs after routing, so r.Pattern is known to it, and an unmatched request never reaches it.
+// It runs after routing, so it knows r.Pattern, and a request that no route fits never reaches it.
+// It is called once for each route, so what it makes before it returns is that route's own.
 func (rt *Router) Use(middleware ...func(http.Handler) http.Handler) {
 	rt.middleware = append(rt.middleware, middleware...)
 }
@@ -107,193 +132,105 @@ func (rt *Router) Include(sub *Router) {
 	rt.subs = append(rt.subs, sub)
 }
 
-// Routes lists the routes of rt and of every router in it, in the order they were registered.
-// Like Handler, it panics on a bad prefix or path, and on a router inside itself.
-func (rt *Router) Routes() []Route {
-	return rt.collect(&Router{}, nil)
-}
+// Routes lists the routes of rt, and then those of the routers in it.
+func (rt *Router) Routes() []Route { return rt.list("", nil) }
 
-// collect returns rt's routes as they stand inside outer, whose prefix, tags and middleware
-// are the sum of those of the routers in around.
-func (rt *Router) collect(outer *Router, around []*Router) []Route {
-	sum := &Router{
-		prefix:     outer.prefix + rt.prefix,
-		tags:       slices.Concat(outer.tags, rt.tags),
-		middleware: slices.Concat(outer.middleware, rt.middleware),
-	}
-	if slices.Contains(around, rt) {
-		panic(fmt.Sprintf("router %q is included in itself", sum.prefix))
-	}
-	if p := rt.prefix; p != "" && (p[0] != '/' || p[len(p)-1] == '/') {
-		panic(fmt.Sprintf("router %q: the prefix %q must start with a slash and not end with one", sum.prefix, p))
-	}
-	var routes []Route
+func (rt *Router) list(prefix string, tags []string) (routes []Route) {
+	prefix += rt.prefix
+	tags = slices.Concat(tags, rt.tags)
 	for _, r := range rt.routes {
 		full := *r
-		full.Path, full.Tags = sum.prefix+r.Path, sum.tags
-		full.prefix, full.middleware = sum.prefix, sum.middleware
-		if !strings.HasPrefix(full.Path, "/") || r.Path != "" && r.Path[0] != '/' {
-			panic(fmt.Sprintf("route %s %s: the path %q must start with a slash", full.Method, full.Path, r.Path))
-		}
-		if r.Method == "" || strings.ContainsAny(r.Method, " \t") { // ServeMux: any, or a host follows
-			panic(fmt.Sprintf("route %s %s: the method is empty, or holds a space", full.Method, full.Path))
-		}
+		full.Path, full.Tags = prefix+r.Path, tags
 		routes = append(routes, full)
 	}
-	around = append(slices.Clone(around), rt)
 	for _, sub := range rt.subs {
-		routes = append(routes, sub.collect(sum, around)...)
+		routes = append(routes, sub.list(prefix, tags)...)
 	}
 	return routes
 }
 
-// Handler builds the muxes and returns what serves them. It panics on a registration mistake,
-// naming the route: better before the first request than during it.
-//
-// Every prefix is a ServeMux of its own that holds full patterns ("GET /users/{username}") and is
-// mounted in the mux around it ("GET /users/"). There is no http.StripPrefix: it would copy the
-// request, cut the prefix out of redirects and r.Pattern, and could not cut one with a wildcard.
+// Handler builds the muxes and returns what serves them. If two routes conflict, it panics in
+// ServeMux's words, which name both: better before the first request than during it.
 func (rt *Router) Handler() http.Handler {
-	routes := rt.Routes()
-	root := http.NewServeMux()
-	muxes := map[string]*http.ServeMux{"": root}
-	var prefixes, methods []string // in the routes' order, so that a mistake is always the same one
-	for _, r := range routes {
-		if muxes[r.prefix] == nil {
-			muxes[r.prefix] = http.NewServeMux()
-			prefixes = append(prefixes, r.prefix)
-		}
-		if !slices.Contains(methods, r.Method) {
-			methods = append(methods, r.Method)
-		}
+	mux := http.NewServeMux()
+	methods := []string{http.MethodHead} // a ServeMux answers it wherever GET is
+	for _, pattern := range rt.fill(mux, "", nil) {
+		method, _, _ := strings.Cut(pattern, " ")
+		methods = append(methods, method)
 	}
 	slices.Sort(methods)
+	methods = slices.Compact(methods)
 
-	// A path belongs to the longest prefix above it, whichever router it was registered on.
-	owner := func(path string) *http.ServeMux {
-		for {
-			path = path[:strings.LastIndexByte(path, '/')]
-			if mux := muxes[path]; mux != nil {
-				return mux
+	// What no route fits comes to "/", which is the least specific pattern there is. A ServeMux
+	// would answer 404 and 405 itself, in plain text; with a catch-all it takes every 405 for a
+	// 404 (golang/go#65648), so this one asks the mux which other methods the path allows.
+	none := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Pattern = "" // the catch-all is no route
+		var allow []string
+		for _, method := range methods {
+			if _, pattern := mux.Handler(&http.Request{Method: method, URL: r.URL}); pattern != "/" {
+				allow = append(allow, method)
 			}
 		}
-	}
-	// Each mux has a catch-all. Without it an unmatched request would get ServeMux's own plain
-	// text; with one in the root alone every 405 would become a 404 (golang/go#65648).
-	none := &noMatch{root: root, methods: methods, reply: rt.NoMatch}
-	root.Handle("/", none)
-	for _, prefix := range prefixes {
-		mustHandle(muxes[prefix], prefix+"/", none)
-		for _, method := range methods {
-			mustHandle(owner(prefix), method+" "+prefix+"/", muxes[prefix])
+		status := http.StatusNotFound
+		if len(allow) > 0 {
+			status = http.StatusMethodNotAllowed
+			w.Header().Set("Allow", strings.Join(allow, ", "))
 		}
-	}
-	for _, r := range routes {
-		pattern := r.Method + " " + r.Path
-		if strings.HasSuffix(pattern, "/") {
-			pattern += "{$}" // exactly this path: a bare slash would match the whole subtree
-		}
-		mustHandle(owner(r.Path), pattern, r.handler, r.middleware...)
-	}
-	// ServeMux redirects /users to the mount at /users/. That is right if /users/ is a route;
-	// otherwise it would end in a 404, and hide a 405 of /users itself.
-	for _, prefix := range prefixes {
-		if len(none.allowed(&url.URL{Path: prefix + "/"}, "")) > 0 {
-			continue
-		}
-		for _, method := range methods {
-			probe := &http.Request{Method: method, URL: &url.URL{Path: prefix}}
-			if _, pattern := owner(prefix).Handler(probe); pattern == method+" "+prefix+"/" {
-				func() {
-					defer func() { recover() }() // it conflicts with a wildcard route: the redirect stays
-					owner(prefix).Handle(method+" "+prefix, none)
-				}()
-			}
-		}
-	}
-
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.RequestURI == "*" || r.Method == http.MethodConnect {
-			none.ServeHTTP(w, r) // neither names a path, so ServeMux would answer in its own way
+		if rt.NoMatch == nil {
+			http.Error(w, http.StatusText(status), status)
 			return
 		}
-		root.ServeHTTP(w, r)
+		rt.NoMatch.ServeHTTP(w, r)
+	})
+	mux.Handle("/", none)
+
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Neither CONNECT nor the target * names a path, and ServeMux would answer in its own way.
+		if r.RequestURI == "*" || r.Method == http.MethodConnect {
+			none.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
 	})
 }
 
-// mustHandle registers h, wrapped in middleware, or panics with a message that names the route.
-func mustHandle(mux *http.ServeMux, pattern string, h http.Handler, middleware ...func(http.Handler) http.Handler) {
-	defer func() {
-		if e := recover(); e != nil {
-			panic(fmt.Sprintf("route %s: %v", pattern, e))
+// fill makes a mux of the routes of rt, enters it in the outermost one route by route (the same
+// pattern in both, the inner mux as the outer one's handler), does so with every router in rt,
+// and returns the patterns.
+//
+// To mount the inner mux at its prefix ("/users/") would be one line. But a mount claims all paths
+// below it, for all methods: the 405 of a route beside it becomes a 404, and "/{user}/settings"
+// beside "/v1/" a conflict. And http.StripPrefix copies the request, and cuts the prefix out of
+// redirects and r.Pattern.
+func (rt *Router) fill(outermost *http.ServeMux, prefix string, around []func(http.Handler) http.Handler) (patterns []string) {
+	inner := http.NewServeMux()
+	prefix += rt.prefix
+	around = slices.Concat(around, rt.middleware)
+	for _, r := range rt.routes {
+		pattern := r.Method + " " + prefix + r.Path
+		if strings.HasSuffix(pattern, "/") {
+			pattern += "{$}" // exactly this path: a bare slash would match all that is below it
 		}
-	}()
-	if f := reflect.ValueOf(h); h == nil || f.Kind() == reflect.Func && f.IsNil() {
-		panic("the handler is nil")
-	}
-	for _, wrap := range slices.Backward(middleware) {
-		h = wrap(h)
-	}
-	mux.Handle(pattern, h)
-}
-
-// noMatch answers what no route does. It is only reached then, so the question which methods
-// the path would have allowed costs the other requests nothing.
-type noMatch struct {
-	root    *http.ServeMux
-	methods []string
-	reply   func(http.ResponseWriter, *http.Request, int)
-}
-
-func (n *noMatch) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r.Pattern = "" // the catch-all is no route
-	status := http.StatusNotFound
-	if allow := n.allowed(r.URL, r.Host); len(allow) > 0 {
-		status = http.StatusMethodNotAllowed
-		w.Header().Set("Allow", strings.Join(allow, ", "))
-	}
-	if n.reply == nil {
-		http.Error(w, http.StatusText(status), status)
-		return
-	}
-	n.reply(w, r, status)
-}
-
-// allowed asks the muxes, method by method, which ones have a route for the URL.
-func (n *noMatch) allowed(u *url.URL, host string) (methods []string) {
-	for _, method := range n.methods {
-		if !n.has(method, u, host) {
-			continue
+		h := r.handler
+		for _, wrap := range slices.Backward(around) {
+			h = wrap(h)
 		}
-		methods = append(methods, method)
-		if method == http.MethodGet {
-			methods = append(methods, http.MethodHead) // a ServeMux answers it with GET's handler
-		}
+		inner.Handle(pattern, h)
+		outermost.Handle(pattern, inner)
+		patterns = append(patterns, pattern)
 	}
-	return slices.Compact(methods)
-}
-
-// has follows a request through the muxes, to a route or to none.
-func (n *noMatch) has(method string, u *url.URL, host string) bool {
-	probe := &http.Request{Method: method, URL: u, Host: host}
-	h, pattern := n.root.Handler(probe)
-	for sub, ok := h.(*http.ServeMux); ok; sub, ok = h.(*http.ServeMux) {
-		h, pattern = sub.Handler(probe)
+	for _, sub := range rt.subs {
+		patterns = append(patterns, sub.fill(outermost, prefix, around)...)
 	}
-	switch {
-	case h == n || strings.HasPrefix(pattern, "/"): // a catch-all, or a redirect to one
-		return false
-	case strings.HasSuffix(pattern, "/"): // a redirect to a mount: what is there?
-		return n.has(method, u.JoinPath("/"), host)
-	}
-	return true
+	return patterns
 }
 
 // summary makes a title from the name of a handler function: "main.(*app).readUser-fm" is
 // "Read User". Other handlers, and functions without a name, have none.
 func summary(h http.Handler) string {
 	f := reflect.ValueOf(h)
-	if f.Kind() != reflect.Func || f.IsNil() {
+	if f.Kind() != reflect.Func {
 		return ""
 	}
 	name := runtime.FuncForPC(f.Pointer()).Name()
