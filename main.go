@@ -34,6 +34,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -56,9 +57,18 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	if c.log == "json" {
 		handler = slog.NewJSONHandler(stderr, nil)
 	}
-	log := slog.New(handler)
-	if err := serve(ctx, c, log); err != nil {
-		log.Error("plainapi failed", "cause", err)
+	a := newApp(c, slog.New(handler))
+	defer a.stop()
+	ln, err := net.Listen("tcp", c.addr) // before any hook: a taken port is the commonest mistake
+	if err != nil {
+		a.log.Error("can't listen: name another address with -addr", "cause", err)
+		return 1
+	}
+	host, _, _ := net.SplitHostPort(c.addr)
+	_, port, _ := net.SplitHostPort(ln.Addr().String()) // another one than in -addr, if that was 0
+	a.home = "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port)
+	if err := a.lifecycle.Run(ctx, ln, a.server()); err != nil {
+		a.log.Error("plainapi failed", "cause", err)
 		return 1
 	}
 	return 0
@@ -90,7 +100,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	case fs.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case c.workers < 1 || c.workers > 1000:
-		err = errors.New("-workers must be between 1 and 1000") // each is a thread
+		err = errors.New("-workers must be between 1 and 1000")
 	case c.queue < 1 || c.keep < 1:
 		err = errors.New("-queue and -keep must be at least 1")
 	case c.grace <= 0 || c.linger < 0:
@@ -114,25 +124,34 @@ const (
 	writeTimeout = 30 * time.Second
 )
 
-// serve wires the lessons together, and returns when the server has stopped.
-func serve(ctx context.Context, c config, log *slog.Logger) error {
-	ln, err := net.Listen("tcp", c.addr) // before anything else: a taken port is the commonest mistake
-	if err != nil {
-		return err
-	}
-	host, _, _ := net.SplitHostPort(c.addr)
-	_, port, _ := net.SplitHostPort(ln.Addr().String()) // another one than in -addr, if that was 0
-	home := "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port)
+// app is what the handlers share.
+type app struct {
+	log        *slog.Logger
+	home       string // the URL that the server answers at
+	lifecycle  *Lifecycle
+	tasks      *Tasks
+	processors processors
+	items      map[int64]string // written once, at startup
+	served     atomic.Int64     // requests
 
-	a := newApp(c, log)
-	defer a.stop()
-	a.addHooks(c, home)
-	return a.lifecycle.Run(ctx, ln, a.server())
+	stopping context.Context // ends with stop, and with it every waiting poll
+	stop     context.CancelFunc
 }
 
-// addHooks says what starts before the first request, and stops after the last. home is the URL that
-// the server will answer at.
-func (a *app) addHooks(c config, home string) {
+// newApp wires the lessons together. It says what starts before the first request and stops after
+// the last, in this order and back. A hook that a task needs stands before "tasks", which may
+// have tasks to run as soon as it has read the journal.
+func newApp(c config, log *slog.Logger) *app {
+	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}
+	a.stopping, a.stop = context.WithCancel(context.Background())
+	a.tasks = NewTasks(Config{
+		Kinds:   a.kinds(),
+		Workers: c.workers,
+		Queue:   c.queue,
+		Keep:    c.keep,
+		Error:   a.taskProblem,
+		Log:     log,
+	})
 	a.lifecycle.Add(Hook{
 		Name:  "items", // on_event("startup"): where the lecture loads its model
 		Start: func(context.Context) error { return a.loadItems(c.items) },
@@ -140,14 +159,15 @@ func (a *app) addHooks(c config, home string) {
 	a.lifecycle.Add(Hook{
 		Name:  "tasks",
 		Start: func(context.Context) error { return a.tasks.Start(c.journal) },
-		Drain: a.tasks.Drain,
-		Stop:  func(context.Context) error { return a.tasks.Close() },
+		Drain: a.tasks.Stop,
+		Stop:  a.tasks.Stop, // again, for the tasks that Drain had to cut off
 	})
 	a.lifecycle.Add(Hook{
 		Name:  "log", // the last to start, and on_event("shutdown"): where the lecture saves its log
-		Start: func(context.Context) error { a.log.Info("listening", "url", home+"/docs"); return nil },
+		Start: func(context.Context) error { log.Info("listening", "url", a.home+"/docs"); return nil },
 		Stop:  a.report,
 	})
+	return a
 }
 
 // server is an http.Server that no client can hold up for long. The zero value has no timeouts.
@@ -163,35 +183,6 @@ func (a *app) server() *http.Server {
 	}
 	srv.RegisterOnShutdown(a.stop)
 	return srv
-}
-
-// app is what the handlers share.
-type app struct {
-	log       *slog.Logger
-	lifecycle *Lifecycle
-	tasks     *Tasks
-	items     map[int64]string // written once, at startup
-	served    atomic.Int64     // requests
-
-	stopping context.Context // ends with stop, and with it every waiting poll
-	stop     context.CancelFunc
-}
-
-func newApp(c config, log *slog.Logger) *app {
-	a := &app{
-		log:       log,
-		lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger},
-		tasks: NewTasks(Config{
-			Kinds:   kinds,
-			Workers: c.workers,
-			Queue:   c.queue,
-			Keep:    c.keep,
-			Error:   taskProblem,
-			Log:     log,
-		}),
-	}
-	a.stopping, a.stop = context.WithCancel(context.Background())
-	return a
 }
 
 // handler is the whole of what answers a request, from the outside in.
@@ -365,7 +356,7 @@ func (a *app) createTask(w http.ResponseWriter, r *http.Request) error {
 	}
 	task, err := a.tasks.Submit(body.Kind, body.Input)
 	if err != nil {
-		return taskError(err)
+		return a.taskError(err)
 	}
 	if task, err = a.await(w, r, task); err != nil {
 		return err
@@ -393,7 +384,7 @@ func (a *app) listTasks(w http.ResponseWriter, r *http.Request) error {
 func (a *app) readTask(w http.ResponseWriter, r *http.Request) error {
 	task, err := a.tasks.Get(r.PathValue("id"))
 	if err != nil {
-		return taskError(err)
+		return a.taskError(err)
 	}
 	if task, err = a.await(w, r, task); err != nil {
 		return err
@@ -404,7 +395,7 @@ func (a *app) readTask(w http.ResponseWriter, r *http.Request) error {
 func (a *app) cancelTask(w http.ResponseWriter, r *http.Request) error {
 	task, err := a.tasks.Cancel(r.PathValue("id"))
 	if err != nil {
-		return taskError(err)
+		return a.taskError(err)
 	}
 	return writeTask(w, http.StatusOK, task)
 }
@@ -442,32 +433,33 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 // maxWait is the longest wait that is granted, in seconds.
 const maxWait = 30
 
-// quoted is a quoted-string (RFC 9110, 5.6.4): a comma in it separates nothing.
-var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+// preferences finds "wait=5" among the preferences of a Prefer line (RFC 7240), wherever its number
+// is followed by a comma, a parameter or the end. The first half of the expression takes
+// quoted strings, so that the second half can't look into one.
+var preferences = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|,)[ \t]*(?i:wait)[ \t]*=[ \t]*([0-9]+)[ \t]*(?:[,;]|$)`)
 
-// preferWait returns the seconds of "Prefer: wait=5" (RFC 7240), 30 at most. What is malformed is
-// ignored, as the RFC wants; of several the first counts.
+// preferWait returns the seconds of "Prefer: wait=5", 30 at most. What is malformed is ignored, as
+// the RFC wants; of several the first counts.
 func preferWait(h http.Header) (seconds int, ok bool) {
 	for _, line := range h.Values("Prefer") {
-		for preference := range strings.SplitSeq(quoted.ReplaceAllString(line, ""), ",") {
-			preference, _, _ = strings.Cut(preference, ";") // parameters, of which wait has none
-			name, value, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
+		for _, match := range preferences.FindAllStringSubmatch(line, -1) {
+			if match[1] == "" {
+				continue // a quoted string
 			}
-			n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
-			if err == nil || errors.Is(err, strconv.ErrRange) {
-				return int(min(n, maxWait)), true
+			n, err := strconv.Atoi(match[1])
+			if err != nil {
+				n = maxWait // too long a number
 			}
+			return min(n, maxWait), true
 		}
 	}
 	return 0, false
 }
 
 // taskError maps the errors of tasks.go to HTTP statuses.
-func taskError(err error) error {
+func (a *app) taskError(err error) error {
 	if errors.Is(err, ErrUnknownKind) {
-		names := strings.Join(slices.Sorted(maps.Keys(kinds)), " or ")
+		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
 		return Invalid(FieldError{[]string{"body", "kind"}, "must be a kind of task: " + names})
 	}
 	for _, e := range []struct {
@@ -482,6 +474,7 @@ func taskError(err error) error {
 		{ErrNotAccepting, http.StatusServiceUnavailable},
 		{ErrStopped, http.StatusServiceUnavailable},
 		{ErrCrashed, http.StatusInternalServerError},
+		{ErrKindGone, http.StatusInternalServerError},
 	} {
 		if !errors.Is(err, e.err) {
 			continue
@@ -499,31 +492,86 @@ func taskError(err error) error {
 }
 
 // taskProblem is what a client may know of a task's error: what it would of a request's.
-func taskProblem(err error) json.RawMessage {
-	problem, err := encode(NewProblem(taskError(err)))
+func (a *app) taskProblem(err error) json.RawMessage {
+	problem, err := encode(NewProblem(a.taskError(err)))
 	if err != nil {
 		panic(err) // a struct of strings and a number
 	}
 	return problem
 }
 
-// kinds are the kinds of tasks.
-var kinds = map[string]Kind{
-	"sleep":  {Check: check(sleepInput{WaitTime: 3}), Run: sleep},
-	"primes": {Check: check(primesInput{}), Run: countPrimes},
+// kinds are the kinds of tasks. They are methods' business, so that a kind can use what a hook has
+// loaded: a.items, say, or a model.
+func (a *app) kinds() map[string]Kind {
+	return map[string]Kind{
+		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
+		"primes": a.processors.lend(kindOf(primesInput{}, countPrimes)),
+	}
 }
 
-// check decodes an input into what has the defaults, and returns it with them.
-func check[T any](defaults T) func(json.RawMessage) (json.RawMessage, error) {
-	return func(input json.RawMessage) (json.RawMessage, error) {
+// kindOf makes a Kind of a function that takes its input as a type. What a client leaves out is as
+// in defaults, which is copied for each task: keep maps, slices and pointers out of it.
+func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress func(float64)) (any, error)) Kind {
+	decode := func(input json.RawMessage) (T, error) {
 		if len(input) == 0 {
 			input = json.RawMessage("{}")
 		}
 		v := defaults
-		if err := DecodeJSON(input, &v, "body", "input"); err != nil {
-			return nil, err
+		err := DecodeJSON(input, &v, "body", "input")
+		return v, err
+	}
+	return Kind{
+		Check: func(input json.RawMessage) (json.RawMessage, error) {
+			v, err := decode(input)
+			if err != nil {
+				return nil, err
+			}
+			return encode(v)
+		},
+		Run: func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
+			v, err := decode(input)
+			if err != nil {
+				return nil, err // a journal has it from a version that took it
+			}
+			return run(ctx, v, progress)
+		},
+	}
+}
+
+// processors lends Go a processor more than there are while tasks compute on all of them. Without
+// one for the requests, the scheduler looks at the network every 10 ms; with it, the operating
+// system shares the CPUs out. For good it would slow an idle server down.
+type processors struct {
+	mu   sync.Mutex // guards the rest
+	busy int        // how many tasks compute
+	own  int        // GOMAXPROCS before it was raised; 0 if it is not
+}
+
+// lend returns the kind with processors taken and given back around its Run. It is for kinds that
+// compute: one that waits leaves its processor to others anyway.
+func (p *processors) lend(k Kind) Kind {
+	run := k.Run
+	k.Run = func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
+		p.add(1)
+		defer p.add(-1)
+		return run(ctx, input, progress)
+	}
+	return k
+}
+
+func (p *processors) add(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy += n
+	if own := cmp.Or(p.own, runtime.GOMAXPROCS(0)); p.busy >= own {
+		p.own = own
+		runtime.GOMAXPROCS(p.busy + 1)
+	} else if p.own > 0 {
+		p.own = 0
+		runtime.SetDefaultGOMAXPROCS() // Go itself keeps the number up to date again,
+		if runtime.GOMAXPROCS(0) != own {
+			runtime.GOMAXPROCS(own) // unless it was set by hand, or in the environment
 		}
-		return encode(v)
 	}
 }
 
@@ -539,11 +587,7 @@ func (in sleepInput) Validate() []FieldError {
 }
 
 // sleep is the lecture's task: it takes wait_time seconds.
-func sleep(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
-	var in sleepInput
-	if err := json.Unmarshal(input, &in); err != nil {
-		return nil, err
-	}
+func sleep(ctx context.Context, in sleepInput, progress func(float64)) (any, error) {
 	const steps = 100
 	for i := range steps {
 		select {
@@ -572,11 +616,7 @@ type primesResult struct {
 }
 
 // countPrimes keeps a processor busy: it counts the primes up to n by trial division.
-func countPrimes(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
-	var in primesInput
-	if err := json.Unmarshal(input, &in); err != nil {
-		return nil, err
-	}
+func countPrimes(ctx context.Context, in primesInput, progress func(float64)) (any, error) {
 	count := 0
 	var divisors []int // the primes up to the square root of in.N
 	for i := 2; i <= in.N; i++ {

@@ -12,14 +12,20 @@
 // once, how many may wait, who sees the result, what happens at the end. That is a mutex around a
 // map of jobs, a queue with a bound, and a fixed number of workers:
 //
-//	tasks := NewTasks(Config{Workers: 2, Queue: 100, Keep: 1000, Kinds: map[string]Kind{
-//		"mail": {Run: sendMail},
-//	}})
-//	tasks.Start("")                             // no journal: in memory only
-//	task, err := tasks.Submit("mail", input)    // at once; 202 and task.ID to the client
-//	task, err = tasks.Get(task.ID)              // later: task.Status, task.Result
+//	tasks := NewTasks(Config{Kinds: map[string]Kind{"mail": {Run: sendMail}}})
+//	if err := tasks.Start(""); err != nil { // "": no journal, in memory only
+//		log.Fatal(err)
+//	}
+//	defer tasks.Stop(context.Background())
 //
-// This file needs nothing but the standard library: copy it and it works.
+//	task, err := tasks.Submit("mail", input) // at once: answer 202, and task.ID
+//	task, err = tasks.Get(task.ID)           // later: task.Status, task.Result
+//
+// The queue is a slice under the mutex, with a sync.Cond to wake the workers, and not a channel:
+// a task that waits can be canceled, counted and listed, while a channel can only be received from.
+//
+// This file imports the standard library alone. To use it elsewhere, copy it and write your own
+// package clause; it needs Go 1.25.
 
 package main
 
@@ -27,7 +33,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"container/list"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -48,23 +53,24 @@ import (
 	"time"
 )
 
+// Run does the work of a task, and may say how far it is, from 0 to 1. Its ctx ends when the task
+// is canceled or the server stops; it should return soon after that.
+type Run func(ctx context.Context, input json.RawMessage, progress func(float64)) (result any, err error)
+
 // Kind is one kind of task.
 type Kind struct {
 	// Check refuses a bad input when it is submitted, or returns it with the defaults filled in.
 	// nil takes any JSON.
 	Check func(input json.RawMessage) (json.RawMessage, error)
-
-	// Run does the work, and may say how far it is, from 0 to 1. Its ctx ends on Cancel, or when the
-	// server stops; it should return soon after that.
-	Run func(ctx context.Context, input json.RawMessage, progress func(float64)) (result any, err error)
+	Run   Run
 }
 
-// Config is what NewTasks needs. The three numbers must be at least 1.
+// Config is what NewTasks needs. A number that is 0 means the default.
 type Config struct {
 	Kinds   map[string]Kind
-	Workers int // how many tasks run at once: tens, since Start gives each a processor of Go's
-	Queue   int // how many may wait for a worker
-	Keep    int // how many finished ones can still be fetched
+	Workers int // how many tasks run at once: one less than GOMAXPROCS, at least one
+	Queue   int // how many may wait for a worker: 1000
+	Keep    int // how many finished ones can still be fetched: 1000
 
 	Error func(error) json.RawMessage // what a client may know of an error; nil: that there was one
 	Log   *slog.Logger                // nil: slog.Default()
@@ -93,6 +99,7 @@ type Task struct {
 	ID         string          `json:"id"`
 	Kind       string          `json:"kind"`
 	Status     Status          `json:"status"`
+	Attempt    int             `json:"attempt"`  // how often it was started since it was submitted, or since the last orderly stop
 	Progress   float64         `json:"progress"` // 0 to 1, never backwards
 	Input      json.RawMessage `json:"input"`
 	Result     json.RawMessage `json:"result,omitempty"` // of one that succeeded
@@ -113,52 +120,58 @@ var (
 	ErrCanceled     = errors.New("the task was canceled")
 	ErrStopped      = errors.New("the server stopped before the task had finished")
 	ErrCrashed      = errors.New("the server crashed three times in a row while the task ran")
+	ErrKindGone     = errors.New("the server no longer has this kind of task")
 )
 
 // Tasks is the map of background jobs, and the workers that empty its queue.
 type Tasks struct {
 	config  Config
-	run     string // the first half of the ids that this run of the program gives
+	runID   string // the first half of the ids that this run of the program gives
 	workers sync.WaitGroup
+	report  sync.Once // of a broken journal to the log
 
 	mu        sync.Mutex // guards all below, and every job
-	wake      sync.Cond  // a job was queued, or draining begun
+	wake      sync.Cond  // there is something new for a worker: a task, the stop, a broken journal
 	accepting bool
-	draining  bool
+	stopping  bool
 	last      uint64 // the second half of the last id given
 	jobs      map[string]*job
-	all       list.List // of *job, newest first
-	queue     list.List // of *job, oldest first
-	finished  list.List // of *job, in the order they finished
+	created   []string // ids, in the order of creation; up to half of them may be forgotten
+	queue     []string // ids of the queued, in that order
+	finished  []string // ids of the finished that are kept, in the order they finished
 	counts    map[Status]int
 	journal   *os.File // nil: none
 	broken    error    // why the journal can no longer be written
 }
 
-// job is a task and what only Tasks needs to know of it.
+// job is a task and the context that ends with it: of Run, which Cancel and Stop end early, and of
+// all who wait for the task.
 type job struct {
 	Task
-	inAll   *list.Element
-	inQueue *list.Element
-	cancel  context.CancelCauseFunc // while it runs
-	done    chan struct{}           // closed when it has finished; nil if no one waits
-
-	crashes    int    // how many times in a row the program crashed while it ran
-	line       []byte // its last line in the journal, until replay has decoded it
-	lineNumber int
+	ctx context.Context
+	end context.CancelCauseFunc
 }
 
-// NewTasks returns an empty set of tasks. It accepts none before Start.
+// NewTasks returns an empty set of tasks. It accepts none before Start. It panics on a Config with
+// a negative number.
 func NewTasks(c Config) *Tasks {
-	if c.Log == nil {
-		c.Log = slog.Default()
+	if c.Workers < 0 || c.Queue < 0 || c.Keep < 0 {
+		panic(fmt.Sprintf("tasks: a negative number: %d workers, a queue of %d, %d kept", c.Workers, c.Queue, c.Keep))
 	}
+	// One of Go's processors stays free for the requests: with none left, the scheduler looks at
+	// the network every 10 ms.
+	c.Workers = cmp.Or(c.Workers, max(1, runtime.GOMAXPROCS(0)-1))
+	c.Queue = cmp.Or(c.Queue, 1000)
+	c.Keep = cmp.Or(c.Keep, 1000)
 	if c.Error == nil {
 		c.Error = func(error) json.RawMessage { return nil }
 	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
 	t := &Tasks{
 		config: c,
-		run:    strings.ToLower(rand.Text()[:8]),
+		runID:  strings.ToLower(rand.Text()[:8]),
 		jobs:   map[string]*job{},
 		counts: map[Status]int{},
 	}
@@ -166,20 +179,13 @@ func NewTasks(c Config) *Tasks {
 	return t
 }
 
-// Start replays the journal, a file's path, if it is not "", and starts the workers. Call it once,
+// Start reads the journal, a file's path, if it is not "", and starts the workers. Call it once,
 // and nothing else while it runs.
 func (t *Tasks) Start(journal string) error {
 	if journal != "" {
 		if err := t.openJournal(journal); err != nil {
 			return err
 		}
-	}
-	// Requests stay fast while tasks compute as long as one of Go's processors is not a worker's:
-	// with none left, the scheduler looks at the network every 10 ms. On a machine with too few
-	// CPUs the operating system shares them out, and it serves a thread that has waited first.
-	// (Setting it ends Go's own updates of it, when the limit of a container changes.)
-	if runtime.GOMAXPROCS(0) <= t.config.Workers {
-		runtime.GOMAXPROCS(t.config.Workers + 1)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -191,7 +197,7 @@ func (t *Tasks) Start(journal string) error {
 }
 
 // Submit queues a task and returns at once. The error is Check's, ErrUnknownKind, ErrQueueFull,
-// or ErrNotAccepting: before Start, while draining, and when the journal can't be written.
+// or ErrNotAccepting: before Start, after Stop was called, and when the journal can't be written.
 func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	k, ok := t.config.Kinds[kind]
 	if !ok {
@@ -206,26 +212,23 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	if !t.accepting {
 		return Task{}, cmp.Or(t.broken, ErrNotAccepting)
 	}
-	if t.queue.Len() >= t.config.Queue {
+	if len(t.queue) >= t.config.Queue {
 		return Task{}, ErrQueueFull
 	}
-	j := &job{}
-	err = t.change(j, Task{
-		ID:        t.run + "-" + strconv.FormatUint(t.last+1, 10),
+	task := Task{
+		ID:        t.runID + "-" + strconv.FormatUint(t.last+1, 10),
 		Kind:      kind,
 		Status:    Queued,
 		Input:     input,
 		CreatedAt: time.Now().UTC(),
-	})
-	if err != nil {
+	}
+	if err := t.change(task); err != nil {
 		return Task{}, err
 	}
 	t.last++
-	t.jobs[j.ID] = j
-	j.inAll = t.all.PushFront(j)
-	j.inQueue = t.queue.PushBack(j)
+	t.queue = append(t.queue, task.ID)
 	t.wake.Signal()
-	return j.Task, nil
+	return task, nil
 }
 
 func (k Kind) check(input json.RawMessage) (json.RawMessage, error) {
@@ -238,269 +241,159 @@ func (k Kind) check(input json.RawMessage) (json.RawMessage, error) {
 	return bytes.Clone(input), json.Unmarshal(input, new(json.RawMessage))
 }
 
-// Get returns a task. The error is ErrGone for one that was known once and is no longer, and
-// ErrNotFound for an id that was never given.
-func (t *Tasks) Get(id string) (Task, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	j, err := t.find(id)
-	if err != nil {
-		return Task{}, err
-	}
-	return j.Task, nil
-}
-
-// Wait is Get, but first waits until the task has finished or ctx ends.
-func (t *Tasks) Wait(ctx context.Context, id string) (Task, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	j, err := t.find(id)
-	if err != nil {
-		return Task{}, err
-	}
-	if j.Status.Finished() {
-		return j.Task, nil
-	}
-	if j.done == nil {
-		j.done = make(chan struct{})
-	}
-	done := j.done
-	t.mu.Unlock()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
-	t.mu.Lock()
-	return j.Task, nil
-}
-
-// List returns the newest tasks first, at most limit of them: of one status, or of all if it is "".
-func (t *Tasks) List(status Status, limit int) []Task {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	tasks := []Task{}
-	for e := t.all.Front(); e != nil && len(tasks) < limit; e = e.Next() {
-		if j := e.Value.(*job); status == "" || status == j.Status {
-			tasks = append(tasks, j.Task)
-		}
-	}
-	return tasks
-}
-
-// Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
-// what it still returns is dropped. To cancel it again is no error. If it has succeeded or
-// failed, the error is ErrFinished; else it is Get's, or the journal's.
-func (t *Tasks) Cancel(id string) (Task, error) {
-	problem := t.problem(ErrCanceled)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	j, err := t.find(id)
-	if err != nil {
-		return Task{}, err
-	}
-	switch j.Status {
-	case Canceled:
-		return j.Task, nil
-	case Succeeded, Failed:
-		return j.Task, ErrFinished
-	}
-	if err := t.change(j, j.ended(Canceled, nil, problem)); err != nil {
-		return Task{}, err
-	}
-	t.release(j, ErrCanceled)
-	return j.Task, nil
-}
-
-// Counts returns how many tasks are in each status, the forgotten ones included.
-func (t *Tasks) Counts() map[Status]int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return maps.Clone(t.counts)
-}
-
-// Ready reports whether tasks are accepted.
-func (t *Tasks) Ready() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.accepting
-}
-
-// taskID is <run>-<number>, so that an id tells its own story: whether it was ever given can be
-// seen without a list of all that were.
-var taskID = regexp.MustCompile(`^([a-z2-7]{8})-([1-9][0-9]{0,17})$`)
-
-// find returns a job, ErrGone or ErrNotFound. t.mu is held.
-func (t *Tasks) find(id string) (*job, error) {
-	if j := t.jobs[id]; j != nil {
-		return j, nil
-	}
-	part := taskID.FindStringSubmatch(id)
-	if part == nil {
-		return nil, ErrNotFound
-	}
-	if n, _ := strconv.ParseUint(part[2], 10, 64); part[1] == t.run && n > t.last {
-		return nil, ErrNotFound
-	}
-	return nil, ErrGone
-}
-
-// change is how a task gets another status: in the journal first, then for all to see. t.mu is
-// held.
-func (t *Tasks) change(j *job, to Task) error {
-	if err := t.write(to, j.crashes); err != nil {
+// change makes to what is known of its task: it is in the journal before anyone is told. An error
+// says that it is not, and nothing has changed. t.mu is held.
+func (t *Tasks) change(to Task) error {
+	if err := t.write(to); err != nil {
 		return err
 	}
-	t.show(j, to)
+	t.set(to)
 	return nil
 }
 
-func (t *Tasks) show(j *job, to Task) {
-	if j.Status != "" {
+// set is change for what the journal has already, or can't take. t.mu is held.
+func (t *Tasks) set(to Task) {
+	j := t.jobs[to.ID]
+	if j == nil {
+		// Not the request's context, nor that of the Start hook: a task outlives both.
+		ctx, end := context.WithCancelCause(context.Background())
+		j = &job{ctx: ctx, end: end}
+		t.jobs[to.ID] = j
+		t.created = append(t.created, to.ID)
+	} else {
 		t.counts[j.Status]--
 	}
-	t.counts[to.Status]++
 	j.Task = to
-}
-
-// ended returns how the task will look when it has finished.
-func (j *job) ended(status Status, result, problem json.RawMessage) Task {
-	to := j.Task
-	to.Status, to.Result, to.Error, to.FinishedAt = status, result, problem, time.Now().UTC()
-	if status == Succeeded {
-		to.Progress = 1
+	t.counts[to.Status]++
+	if !to.Status.Finished() {
+		return
 	}
-	return to
-}
-
-// requeued returns how the task will look when it waits for its next run.
-func (j *job) requeued() Task {
-	to := j.Task
-	to.Status, to.StartedAt, to.Progress = Queued, time.Time{}, 0
-	return to
-}
-
-// release lets go of a job that has finished: its place in the queue or its worker, who waits for
-// it, and the oldest of those that are kept. t.mu is held.
-func (t *Tasks) release(j *job, cause error) {
-	t.unqueue(j)
-	if j.cancel != nil {
-		j.cancel(cause)
+	j.end(nil) // a cause that it has been given already stays
+	t.finished = append(t.finished, to.ID)
+	for len(t.finished) > t.config.Keep { // the oldest is forgotten
+		delete(t.jobs, t.finished[0])
+		t.finished = t.finished[1:]
 	}
-	if j.done != nil {
-		close(j.done)
-	}
-	t.finished.PushBack(j)
-	for t.finished.Len() > t.config.Keep {
-		oldest := t.finished.Remove(t.finished.Front()).(*job)
-		t.all.Remove(oldest.inAll)
-		delete(t.jobs, oldest.ID)
+	if len(t.created) > 2*len(t.jobs) {
+		t.created = slices.DeleteFunc(t.created, func(id string) bool { return t.jobs[id] == nil })
 	}
 }
 
-// unqueue takes a job out of the queue, if it is in it. t.mu is held.
-func (t *Tasks) unqueue(j *job) {
-	if j.inQueue != nil {
-		t.queue.Remove(j.inQueue)
-		j.inQueue = nil
-	}
-}
-
-// work is a worker: it runs one task after the other.
+// work is a worker: it runs one task, and leaves the next to another goroutine, since Run may have
+// ended this one with runtime.Goexit.
 func (t *Tasks) work() {
-	for {
-		j, ctx, err := t.next()
-		if err != nil {
-			t.config.Log.Error("no more tasks are started", "cause", err)
-		}
-		if j == nil {
-			return
-		}
-		result, err := t.call(ctx, j)
-		t.finish(j, result, err)
+	task, ctx, err := t.next()
+	if err == ErrStopped {
+		return
 	}
-}
+	if err != nil {
+		t.report.Do(func() { t.config.Log.Error("no task is accepted or started any more", "cause", err) })
+		return
+	}
+	defer t.workers.Go(t.work)
 
-// next waits for a task and marks it as running. It returns no job when none will come: while
-// draining (a journal keeps the queue for the next start), and when the journal is broken.
-func (t *Tasks) next() (*job, context.Context, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for t.queue.Len() == 0 && !t.draining {
-		t.wake.Wait()
-	}
-	if t.queue.Len() == 0 || t.draining && t.journal != nil {
-		return nil, nil, nil
-	}
-	j := t.queue.Front().Value.(*job)
-	to := j.Task
-	to.Status, to.StartedAt = Running, time.Now().UTC()
-	if err := t.change(j, to); err != nil {
-		return nil, nil, err
-	}
-	t.unqueue(j)
-	// Not the request's context, nor that of the Start hook: a task outlives both.
-	ctx, cancel := context.WithCancelCause(context.Background())
-	j.cancel = cancel
-	return j, ctx, nil
-}
-
-// call runs a task. A panic fails that task alone.
-func (t *Tasks) call(ctx context.Context, j *job) (result json.RawMessage, err error) {
+	var result json.RawMessage
+	err = errors.New("the task ended its goroutine")
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
+		t.finish(task, result, err)
 	}()
+	result, err = t.run(ctx, task)
+}
+
+// next waits for a task and marks it as running. The error says that there will be none: Stop was
+// called (a journal keeps the queue for the next start; without one it is run to its end first),
+// or the journal is broken.
+func (t *Tasks) next() (Task, context.Context, error) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.queue) == 0 && !t.stopping && t.broken == nil {
+		t.wake.Wait()
+	}
+	switch {
+	case t.stopping && (len(t.queue) == 0 || t.journal != nil):
+		return Task{}, nil, ErrStopped
+	case t.broken != nil:
+		return Task{}, nil, t.broken
+	}
+	j := t.jobs[t.queue[0]]
 	task := j.Task
-	t.mu.Unlock()
-	v, err := t.config.Kinds[task.Kind].Run(ctx, task.Input, func(p float64) { t.progress(j, p) })
+	task.Status, task.Attempt, task.StartedAt = Running, task.Attempt+1, time.Now().UTC()
+	if err := t.change(task); err != nil {
+		return Task{}, nil, err
+	}
+	t.queue = t.queue[1:]
+	return task, j.ctx, nil
+}
+
+// run calls the Run of the task's kind, with a copy of the task: Cancel may change the job meanwhile.
+func (t *Tasks) run(ctx context.Context, task Task) (json.RawMessage, error) {
+	kind, ok := t.config.Kinds[task.Kind]
+	if !ok {
+		return nil, ErrKindGone // it comes from a journal
+	}
+	result, err := kind.Run(ctx, task.Input, func(p float64) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		j := t.jobs[task.ID]
+		if j != nil && j.Status == Running && p > j.Progress { // which NaN never is
+			j.Progress = min(p, 1)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	return encode(v)
+	return encode(result)
 }
 
-// progress notes how far a task is.
-func (t *Tasks) progress(j *job, p float64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if j.Status == Running && p > j.Progress { // which NaN never is
-		j.Progress = min(p, 1)
-	}
-}
-
-// finish records what a task returned, unless it was canceled meanwhile. A journal that can't be
-// written does not hold the result back: the next start will run the task again.
-func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
+// finish records what a task returned, unless it was canceled meanwhile. A result that can't be
+// written to the journal is shown all the same, and the next start runs the task again.
+func (t *Tasks) finish(task Task, result json.RawMessage, err error) {
 	status, problem := Succeeded, json.RawMessage(nil)
 	if err != nil {
-		status, problem = Failed, t.problem(err)
+		status, result, problem = Failed, nil, t.problem(err)
 	}
 	t.mu.Lock()
-	if j.Status != Running {
+	j := t.jobs[task.ID]
+	if j == nil || j.Status != Running {
 		t.mu.Unlock()
 		return
 	}
 	to := j.ended(status, result, problem)
-	unwritten := t.write(to, j.crashes)
-	t.show(j, to)
-	t.release(j, nil)
+	unwritten := t.write(to)
+	t.set(to)
 	t.mu.Unlock()
 
 	log := t.config.Log.With("id", to.ID, "kind", to.Kind, "duration", to.FinishedAt.Sub(to.StartedAt))
-	if err != nil {
+	switch {
+	case unwritten != nil:
+		log.Error("the task's end is not in the journal: the next start will run it again", "cause", errors.Join(unwritten, err))
+	case err != nil:
 		log.Error("task failed", "cause", err)
-	} else {
+	default:
 		log.Info("task succeeded")
-	}
-	if unwritten != nil {
-		log.Error("the task's end is not in the journal: the next start will run it again", "cause", unwritten)
 	}
 }
 
-// problem is what a client may know of err. Config.Error is not ours: if it panics, or returns what
-// is no JSON, that must not end the program, or the journal.
+// ended returns how the task will look when it has finished.
+func (task Task) ended(status Status, result, problem json.RawMessage) Task {
+	task.Status, task.Result, task.Error, task.FinishedAt = status, result, problem, time.Now().UTC()
+	if status == Succeeded {
+		task.Progress = 1
+	}
+	return task
+}
+
+// requeued returns how the task will look when it waits for its next run.
+func (task Task) requeued() Task {
+	task.Status, task.StartedAt, task.Progress = Queued, time.Time{}, 0
+	return task
+}
+
+// problem is what a client may know of err. Config.Error is foreign code: it is never called under
+// the mutex, and may panic, or return what is no JSON, without harm to the program or the journal.
 func (t *Tasks) problem(err error) (problem json.RawMessage) {
 	defer func() {
 		if recover() != nil || !json.Valid(problem) {
@@ -521,145 +414,242 @@ func encode(v any) (json.RawMessage, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Drain refuses new tasks, and gives the accepted ones until ctx ends to finish. The queue is run to its end, unless
-// a journal keeps it for the next start. What is cut off is named in the log: it is canceled with
-// ErrStopped, or, with a journal, queued for the next start. The error says that a task did not
-// return although its context has ended.
-func (t *Tasks) Drain(ctx context.Context) error {
+// Get returns a task. The error is ErrGone for one that was known once and is no longer, and
+// ErrNotFound for an id that was never given.
+func (t *Tasks) Get(id string) (Task, error) {
 	t.mu.Lock()
-	t.accepting, t.draining = false, true
-	t.wake.Broadcast()
-	t.mu.Unlock()
+	defer t.mu.Unlock()
+	j, err := t.find(id)
+	if err != nil {
+		return Task{}, err
+	}
+	return j.Task, nil
+}
 
-	idle := make(chan struct{})
-	go func() {
-		t.workers.Wait()
-		close(idle)
-	}()
+// taskID is <run>-<number>, so that an id tells its own story: whether it was ever given can be
+// seen without a list of all that were.
+var taskID = regexp.MustCompile(`^([a-z2-7]{8})-([1-9][0-9]{0,17})$`)
+
+// find returns a job, ErrGone or ErrNotFound. t.mu is held.
+func (t *Tasks) find(id string) (*job, error) {
+	if j := t.jobs[id]; j != nil {
+		return j, nil
+	}
+	part := taskID.FindStringSubmatch(id)
+	if part == nil {
+		return nil, ErrNotFound
+	}
+	if n, _ := strconv.ParseUint(part[2], 10, 64); part[1] == t.runID && n > t.last {
+		return nil, ErrNotFound
+	}
+	return nil, ErrGone
+}
+
+// Wait is Get, but first waits until the task has finished, is left for the next start by Stop, or
+// ctx ends.
+func (t *Tasks) Wait(ctx context.Context, id string) (Task, error) {
+	t.mu.Lock()
+	j, err := t.find(id)
+	t.mu.Unlock()
+	if err != nil {
+		return Task{}, err
+	}
 	select {
-	case <-idle:
+	case <-j.ctx.Done():
 	case <-ctx.Done():
-	}
-	t.cutOff()
-	select {
-	case <-idle:
-		return nil
-	case <-time.After(time.Second):
-		return errors.New("a task goes on although its context has ended")
-	}
-}
-
-// cutOff ends what is left when Drain's time is over, and leaves the queue to the journal.
-func (t *Tasks) cutOff() {
-	problem := t.problem(ErrStopped)
-	var canceled, kept []string
-	t.mu.Lock()
-	for _, j := range t.unfinished() {
-		if t.journal == nil {
-			t.show(j, j.ended(Canceled, nil, problem))
-			t.release(j, ErrStopped)
-			canceled = append(canceled, j.ID)
-			continue
-		}
-		kept = append(kept, j.ID)
-		if j.Status == Running || j.crashes > 0 {
-			_ = t.write(j.requeued(), 0) // no crash: counted anew. A broken journal was reported
-			t.show(j, j.requeued())
-		}
-		if j.cancel != nil {
-			j.cancel(ErrStopped)
-		}
-	}
-	t.mu.Unlock()
-	if len(canceled) > 0 {
-		t.config.Log.Warn("tasks were canceled by the stop", "ids", canceled)
-	}
-	if len(kept) > 0 {
-		t.config.Log.Info("tasks are left in the journal for the next start", "ids", kept)
-	}
-}
-
-// unfinished returns the jobs that are queued or running, oldest first. t.mu is held.
-func (t *Tasks) unfinished() (jobs []*job) {
-	for e := t.all.Back(); e != nil; e = e.Prev() {
-		if j := e.Value.(*job); !j.Status.Finished() {
-			jobs = append(jobs, j)
-		}
-	}
-	return jobs
-}
-
-// Close stops at once what Drain was not called for, and closes the journal.
-func (t *Tasks) Close() error {
-	t.mu.Lock()
-	drained := t.draining
-	t.mu.Unlock()
-	var err error
-	if !drained {
-		now, cancel := context.WithCancel(context.Background())
-		cancel()
-		err = t.Drain(now)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.journal != nil {
-		err = errors.Join(err, t.broken, t.journal.Sync(), t.journal.Close())
+	return j.Task, nil
+}
+
+// List returns the newest tasks first, at most limit of them: of one status, or of all if it is "".
+func (t *Tasks) List(status Status, limit int) []Task {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tasks := []Task{}
+	for _, id := range slices.Backward(t.created) {
+		if len(tasks) == limit {
+			break
+		}
+		if j := t.jobs[id]; j != nil && (status == "" || status == j.Status) {
+			tasks = append(tasks, j.Task)
+		}
+	}
+	return tasks
+}
+
+// Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
+// what it still returns is dropped. To cancel it again is no error. If it has succeeded or
+// failed, the error is ErrFinished. If the journal can't be written, or Stop has left the task to
+// it, the error says so, since the next start would undo what was not written. Else it is Get's.
+func (t *Tasks) Cancel(id string) (Task, error) {
+	problem := t.problem(ErrCanceled)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j, err := t.find(id)
+	if err != nil {
+		return Task{}, err
+	}
+	switch j.Status {
+	case Canceled:
+		return j.Task, nil
+	case Succeeded, Failed:
+		return j.Task, ErrFinished
+	}
+	to := j.ended(Canceled, nil, problem)
+	if err := t.write(to); err != nil {
+		return Task{}, err
+	}
+	t.queue = slices.DeleteFunc(t.queue, func(queued string) bool { return queued == id })
+	j.end(ErrCanceled) // before set ends the context without a cause
+	t.set(to)
+	return to, nil
+}
+
+// Counts returns how many tasks are in each status, the forgotten ones included.
+func (t *Tasks) Counts() map[Status]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.counts)
+}
+
+// Ready reports whether tasks are accepted.
+func (t *Tasks) Ready() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.accepting
+}
+
+// Stop refuses new tasks, and waits until the accepted ones have finished or ctx ends: the running
+// ones, and the queue too, unless a journal keeps it for the next start. What is left then is
+// named in the log and cut off: its context ends with ErrStopped, and it is canceled, or, with a
+// journal, queued for the next start. Last, the journal is closed; the error is what went wrong
+// with it. Get, Wait and List go on.
+//
+// A second call waits for the tasks that were cut off to return. Its error says that one had not
+// when ctx ended.
+func (t *Tasks) Stop(ctx context.Context) error {
+	t.mu.Lock()
+	again := t.stopping
+	t.accepting, t.stopping = false, true
+	t.wake.Broadcast()
+	running, queued := t.counts[Running], t.counts[Queued]
+	t.mu.Unlock()
+	if !again && running+queued > 0 {
+		t.config.Log.Info("waiting for the tasks", "running", running, "queued", queued, "queue stays", t.journal != nil)
+	}
+
+	idle := make(chan struct{})
+	go func() { // ends with the last worker
+		t.workers.Wait()
+		close(idle)
+	}()
+	var late error
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		late = fmt.Errorf("a task goes on although its context has ended: %w", ctx.Err())
+	}
+	if again {
+		return late
+	}
+	return t.cutOff()
+}
+
+// cutOff ends what is left when Stop's time is over, and closes the journal.
+func (t *Tasks) cutOff() error {
+	problem := t.problem(ErrStopped)
+	t.mu.Lock()
+	left := t.unfinished()
+	for _, id := range left {
+		j := t.jobs[id]
+		j.end(ErrStopped)
+		switch {
+		case t.journal == nil:
+			t.set(j.ended(Canceled, nil, problem))
+		case j.Status == Running || j.Attempt > 0: // an orderly stop counts anew
+			to := j.requeued()
+			to.Attempt = 0
+			_ = t.write(to) // if that fails, t.broken says so below
+			t.set(to)
+		}
+	}
+	t.queue = nil
+	journal := t.journal
+	var err error
+	if journal != nil {
+		err = errors.Join(t.broken, journal.Sync(), journal.Close())
+		t.broken = cmp.Or(t.broken, ErrStopped) // nothing can be written any more
+	}
+	t.mu.Unlock()
+
+	switch {
+	case len(left) == 0:
+	case journal == nil:
+		t.config.Log.Warn("tasks were canceled by the stop", "ids", left)
+	default:
+		t.config.Log.Info("tasks are left in the journal for the next start", "ids", left)
 	}
 	return err
+}
+
+// unfinished returns the ids of what is queued or runs, in the order of creation. t.mu is held.
+func (t *Tasks) unfinished() (ids []string) {
+	for _, id := range t.created {
+		if j := t.jobs[id]; j != nil && !j.Status.Finished() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // The journal: a write-ahead log. Every change of a task is a line of JSON, the task as it is from
 // then on, written before anyone is told; Start reads the lines, and the last one of a task wins.
 //
 // What it promises: a task that was acknowledged is not lost when the program is killed. One that
-// had not finished runs again, so at least once is what a task runs. What it does not: to survive
-// a power loss (nothing is synced before Close), or two programs on one file; nor to stay small
+// had not finished runs again, so a task runs at least once. What it does not promise: to survive
+// a power loss (nothing is synced before Stop), or two programs on one file; nor to stay small
 // while the program runs: only Start compacts it.
 //
 // Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; a
 // line that can't be written stops the acceptance of tasks.
 
-// maxCrashes is how many times in a row a task may be running when the program crashes. After
-// that the task is taken for the cause.
-const maxCrashes = 3
-
-// record is a line of the journal.
-type record struct {
-	Task
-	Crashes int `json:"crashes,omitzero"`
-}
-
-func (t *Tasks) line(to Task, crashes int) ([]byte, error) {
-	line, err := encode(record{to, crashes})
-	if err == nil && !json.Valid(line) {
-		err = errors.New("it is nested too deeply to be read back")
-	}
-	return append(line, '\n'), err
-}
+// maxAttempts is how many times in a row a task may be running when the program crashes. After
+// that the task is taken for the cause. A second signal, which kills, counts as a crash too.
+const maxAttempts = 3
 
 // write appends a line. The first one that fails is the last: another would stand behind half a
-// line. All that was acknowledged is before it, and the next start finds it.
-func (t *Tasks) write(to Task, crashes int) error {
+// line. All that was acknowledged is before it, and the next start finds it. t.mu is held.
+func (t *Tasks) write(to Task) error {
 	if t.journal == nil {
 		return nil
 	}
 	if t.broken != nil {
 		return t.broken
 	}
-	line, err := t.line(to, crashes)
+	line, err := encode(to)
 	if err != nil {
-		return err // nothing was written: the journal is whole
+		return err
 	}
-	if _, err := t.journal.Write(line); err != nil {
+	if !json.Valid(line) {
+		return errors.New("it is nested too deeply to be read back from the journal")
+	}
+	if _, err := t.journal.Write(append(line, '\n')); err != nil {
 		t.accepting = false
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
+		t.wake.Broadcast() // the workers end
 	}
 	return t.broken
 }
 
-// openJournal replays the file and puts a new one in its place, with what is kept. An error
-// leaves the file as it was.
+// openJournal reads the file, and puts a new one in its place with what is kept. An error leaves
+// the file as it was.
 func (t *Tasks) openJournal(path string) error {
+	// A pipe would block when it is opened, so what is there is looked at first.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("the journal %s is not a regular file", path)
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // it holds what clients sent
 	if err != nil {
 		return fmt.Errorf("open the journal: %w", err)
@@ -668,15 +658,10 @@ func (t *Tasks) openJournal(path string) error {
 	if path, err = filepath.EvalSymlinks(path); err != nil { // or the new file would replace a link
 		return fmt.Errorf("open the journal: %w", err)
 	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(err, fmt.Errorf("the journal %s is not a regular file", path))
-	}
 	if err := t.replay(f); err != nil {
 		return err
 	}
-	if err := t.requeue(path); err != nil {
-		return err
-	}
+	t.requeue()
 	compact := path + ".new"
 	err = t.compact(compact)
 	if err == nil {
@@ -689,121 +674,88 @@ func (t *Tasks) openJournal(path string) error {
 		os.Remove(compact) // it may not even be there
 		return fmt.Errorf("compact the journal: %w", err)
 	}
+	t.config.Log.Info("read the journal", "file", path, "tasks", len(t.jobs), "run again", len(t.queue))
 	return nil
 }
-
-// lineBegin is how every line of a journal begins.
-const lineBegin = `{"id":"`
 
 // replay reads the file, line by line, and keeps what retention keeps.
 func (t *Tasks) replay(f *os.File) error {
 	r := bufio.NewReader(f) // not a bufio.Scanner: it ends at a line of 64 KiB, silently
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
-		if n == 1 && !beginsJournal(string(line)) {
-			return fmt.Errorf("%s:1: this is not a journal: name another file", f.Name())
-		}
 		if err == io.EOF {
-			if len(line) > 0 { // a write that the end of the program cut off: never acknowledged
-				t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
+			if len(line) == 0 {
+				return nil
 			}
-			return nil
+			if torn(string(line)) {
+				t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
+				return nil
+			}
+			err = errors.New("this is not a journal")
+		}
+		if err == nil {
+			err = t.restore(line)
 		}
 		if err != nil {
-			return fmt.Errorf("read the journal: %w", err)
-		}
-		if err := t.restore(line, n); err != nil {
-			return damaged(f.Name(), n, err)
+			return fmt.Errorf("%s:%d: %w: mend or remove the line, or start with another journal", f.Name(), n, err)
 		}
 	}
 }
 
-// beginsJournal reports whether a file's first line, or half of it, may be a journal's. A file that
-// was named by mistake must not be taken for half a line, and dropped.
-func beginsJournal(line string) bool {
-	if len(line) < len(lineBegin) {
-		return strings.HasPrefix(lineBegin, line)
+// torn reports whether half a line at a file's end may be one of a journal: a write that the end
+// of the program cut off, so that nobody was told. If not, another file was named by mistake.
+func torn(half string) bool {
+	id, begun := strings.CutPrefix(half, `{"id":"`)
+	if !begun {
+		return strings.HasPrefix(`{"id":"`, half)
 	}
-	id, _, whole := strings.Cut(strings.TrimPrefix(line, lineBegin), `"`)
-	return strings.HasPrefix(line, lineBegin) && (!whole || taskID.MatchString(id))
+	id, _, whole := strings.Cut(id, `"`)
+	return !whole || taskID.MatchString(id)
 }
 
-func damaged(path string, line int, err error) error {
-	return fmt.Errorf("%s:%d: %w: mend or remove the line, or start with another journal", path, line, err)
-}
-
-// restore takes a line for what its task is now. Most lines are of tasks that went on, or that will
-// be forgotten, so it reads no more than how each line begins: {"id":"…","kind":"…","status":"…".
-func (t *Tasks) restore(line []byte, n int) error {
-	id, rest, _ := strings.Cut(strings.TrimPrefix(string(line), lineBegin), `","kind":"`)
-	_, rest, _ = strings.Cut(rest, `","status":"`)
-	status, _, _ := strings.Cut(rest, `"`)
-	if !slices.Contains(Statuses, Status(status)) || !json.Valid(line) {
+// restore takes what a line says for what its task is now.
+func (t *Tasks) restore(line []byte) error {
+	var record struct {
+		Task
+		Crashes json.RawMessage `json:"crashes"` // an older version wrote it; it is ignored
+	}
+	dec := json.NewDecoder(bytes.NewReader(line))
+	dec.DisallowUnknownFields() // a damaged name would lose its value
+	if err := dec.Decode(&record); err != nil {
+		return fmt.Errorf("this is not a task: %w", err)
+	}
+	if _, err := dec.Token(); err != io.EOF || !taskID.MatchString(record.ID) || !slices.Contains(Statuses, record.Status) {
 		return errors.New("this is not a task")
 	}
-	j := t.jobs[id]
-	if j == nil {
-		if !taskID.MatchString(id) {
-			return errors.New("this is not a task")
-		}
-		j = &job{Task: Task{ID: strings.Clone(id)}} // or it would hold the whole line in memory
-		t.jobs[j.ID] = j
-		j.inAll = t.all.PushFront(j)
-	} else if j.Status.Finished() {
-		return fmt.Errorf("the task %s had already finished", j.ID)
+	if j := t.jobs[record.ID]; j != nil && j.Status.Finished() {
+		return fmt.Errorf("the task %s had already finished", record.ID)
 	}
-	j.Status, j.line, j.lineNumber = Status(status), line, n
-	if j.Status.Finished() {
-		t.release(j, nil)
-	}
+	t.set(record.Task)
 	return nil
 }
 
-// requeue decodes the tasks that replay has kept, and queues those that had not finished.
-func (t *Tasks) requeue(path string) error {
-	for e := t.all.Back(); e != nil; e = e.Prev() {
-		j := e.Value.(*job)
-		var rec record
-		dec := json.NewDecoder(bytes.NewReader(j.line))
-		dec.DisallowUnknownFields() // a damaged name would lose its value
-		if err := dec.Decode(&rec); err != nil {
-			return damaged(path, j.lineNumber, err)
-		}
-		if rec.ID != j.ID || rec.Status != j.Status { // said twice, and not the same
-			return damaged(path, j.lineNumber, errors.New("this is not a task"))
-		}
-		j.Task, j.crashes, j.line = rec.Task, rec.Crashes, nil
-		if j.Status == Running {
-			j.crashes++ // or there would be another line
-		}
-	}
-	// List wants them in the order they were created, not in the file's.
+// requeue puts what replay has kept in order, and what had not finished in the queue. A task that
+// was running at three crashes in a row is failed instead.
+func (t *Tasks) requeue() {
 	jobs := slices.SortedFunc(maps.Values(t.jobs), func(a, b *job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), len(a.ID)-len(b.ID), strings.Compare(a.ID, b.ID))
 	})
-	t.all.Init()
+	t.created = nil
+	clear(t.counts)
 	for _, j := range jobs {
-		j.inAll = t.all.PushFront(j)
+		t.created = append(t.created, j.ID)
 		t.counts[j.Status]++
 	}
-	for _, j := range t.unfinished() {
-		kind, ok := t.config.Kinds[j.Kind]
-		if !ok {
-			return damaged(path, j.lineNumber, fmt.Errorf("%w: %q", ErrUnknownKind, j.Kind))
-		}
-		if _, err := kind.check(j.Input); err != nil {
-			return damaged(path, j.lineNumber, err)
-		}
-		if j.crashes >= maxCrashes {
-			t.config.Log.Error("task failed", "id", j.ID, "kind", j.Kind, "cause", ErrCrashed)
-			t.show(j, j.ended(Failed, nil, t.problem(ErrCrashed)))
-			t.release(j, nil)
+	for _, id := range t.unfinished() {
+		j := t.jobs[id]
+		if j.Status == Running && j.Attempt >= maxAttempts {
+			t.config.Log.Error("task failed", "id", id, "kind", j.Kind, "cause", ErrCrashed)
+			t.set(j.ended(Failed, nil, t.problem(ErrCrashed)))
 			continue
 		}
-		t.show(j, j.requeued())
-		j.inQueue = t.queue.PushBack(j)
+		t.set(j.requeued())
+		t.queue = append(t.queue, id)
 	}
-	return nil
 }
 
 // compact writes what is kept to a new file: the finished tasks in the order they finished, which
@@ -814,15 +766,11 @@ func (t *Tasks) compact(path string) error {
 	if err != nil {
 		return err
 	}
-	var jobs []*job
-	for e := t.finished.Front(); e != nil; e = e.Next() {
-		jobs = append(jobs, e.Value.(*job))
-	}
 	w := bufio.NewWriter(f) // its first error is Flush's too
-	for _, j := range append(jobs, t.unfinished()...) {
-		line, e := t.line(j.Task, j.crashes)
+	for _, id := range slices.Concat(t.finished, t.queue) {
+		line, e := encode(t.jobs[id].Task)
 		err = cmp.Or(err, e)
-		w.Write(line)
+		w.Write(append(line, '\n'))
 	}
 	return errors.Join(err, w.Flush(), f.Sync(), f.Close())
 }
