@@ -275,80 +275,72 @@ func (rt *Router) Docs() http.Handler {
 	})
 }
 
-const page = `<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Docs</title>
+const page = `<!doctype html><html lang="en"><meta charset="utf-8"><title>Docs</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { max-width: 52rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
-[hidden], pre:empty { display: none !important }
-details { margin: .5rem 0; border: 1px solid #8886; border-radius: .5rem }
-summary, form, .reply { padding: .6rem .8rem }
-form, .reply { display: grid; gap: .8rem }
-.row { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center }
-.method { display: inline-block; width: 4.6rem; margin: 0 .5rem; border-radius: .3rem; text-align: center }
-.method, .send { color: #fff; background: #1d5fa8 }
-[data-method=POST] { background: #1b7340 } [data-method=DELETE] { background: #b3261e }
-.text { display: block; width: 100%; box-sizing: border-box; resize: vertical }
-.text, .path, pre { font: .9rem/1.5 ui-monospace, monospace }
-.text, button { padding: .4rem .7rem; border: 1px solid #808080; border-radius: .3rem }
-pre { margin: 0; padding: .6rem; max-height: 24rem; overflow: auto; white-space: pre-wrap; background: #8882 }
+:root { color-scheme: light dark; max-width: 66rem; margin: auto; overflow-wrap: anywhere; font: 1rem/1.5 system-ui }
+h2 { margin: 1.8rem 0 .6rem; font-size: 1.2rem }
+details { --color: #2360a5; margin: .5rem 0; border: 1px solid rgb(from var(--color) r g b / .5); border-radius: .4rem }
+[data-method=POST], [data-ok=true] { --color: #1b7340 }
+[data-method=PUT], [data-method=PATCH] { --color: #955800 }
+[data-method=DELETE], [data-ok=false] { --color: #b3261e }
+summary { padding: .5rem .8rem; background: rgb(from var(--color) r g b / .1); cursor: pointer }
+.columns, form, .reply { display: grid; gap: .9rem; align-content: start }
+.columns { grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem; padding: 1rem .8rem }
+.method, .send, [data-ok] .status { color: #fff; background: var(--color); font-weight: bold }
+.method { display: inline-block; width: 5rem; margin: 0 .8rem 0 .4rem; border-radius: .3rem; text-align: center }
+label, .summary, .source, pre::before { color: light-dark(#555, #aaa); font: .85rem/1.7 system-ui }
+.text, .path, .progress, pre { width: 100%; box-sizing: border-box; font: .9rem/1.5 ui-monospace, monospace }
+.text, button, .status { padding: .35rem .7rem; border: 1px solid #8886; border-radius: .3rem; resize: vertical }
+pre { margin: 0; padding: .6rem .7rem; max-height: 24rem; overflow: auto; white-space: pre-wrap; background: #8882 }
+pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
 </style>
 <h1>Docs</h1><main></main>
-<template id="value"><label><input class="text" required pattern="(?!\.\.?$).+"
-  title="not . or .., which a browser takes out of a path"></label></template>
+<template id="value"><label><input class="text" required pattern="(?!\.\.?$).+" title="not . or .."></label></template>
 <template id="route"><details>
-  <summary><b class="method"></b><b class="path"></b> <span class="summary"></span></summary>
-  <form autocomplete="off" autocapitalize="off" spellcheck="false">
+  <summary><b class="method"></b><b class="path"></b>&ensp;<span class="summary"></span></summary>
+  <div class="columns"><form autocomplete="off" autocapitalize="off" spellcheck="false">
     <label class="query">Query <input class="text" name="query" placeholder="name=value"></label>
-    <label>Headers <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
+    <label>Headers, one a line <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
     <label class="body">Body <textarea class="text" name="body" rows="3"></textarea></label>
-    <label class="wait"><input type="checkbox" name="wait"> wait for the result (Prefer: wait=5)</label>
-    <pre class="curl" tabindex="0" aria-label="The same with curl"></pre>
-    <div class="row"><button class="send">Send</button> <button type="button" class="copy">Copy curl</button></div>
-  </form><div class="reply" hidden></div>
-</details></template>
-<template id="reply"><div class="reply">
-  <output class="status">Sent</output>
-  <pre class="headers" tabindex="0" aria-label="Headers"></pre>
-  <pre class="content" tabindex="0" aria-label="Body"></pre>
-  <div class="task row" hidden><progress aria-label="Progress"></progress> <output class="state"></output>
-    <button class="cancel">Cancel</button> <output class="note"></output></div>
-</div></template>
+    <div><button class="send">Send</button> <button type="button" class="copy">Copy curl</button></div>
+    <pre class="curl" tabindex="0" role="region" aria-label="The same with curl"></pre>
+  </form><div class="reply">
+    <div><output class="status">No reply yet</output>&ensp;<span class="source"></span></div>
+    <progress class="progress" aria-label="Progress" hidden></progress>
+    <pre class="content" tabindex="0" role="region" aria-label="Body"></pre>
+    <pre class="headers" tabindex="0" role="region" aria-label="Headers"></pre>
+</div></div></details></template>
 <script type="application/json" id="routes">{{routes}}</script>
 <script>
 const copyOf = id => document.getElementById(id).content.firstElementChild.cloneNode(true);
+// Whatever a server sends becomes the textContent of a part: it is shown, and cannot run.
 const part = (root, name) => root.querySelector("." + name);
-// All that a server sends becomes text in the page: it is shown, and cannot run.
-const set = (root, name, text) => part(root, name).textContent = text;
 const wildcard = /\{[^$}]+\}/g; // {name} and {name...}, but not {$}
 function card(route) {
   const card = copyOf("route"), form = card.querySelector("form"), field = form.elements;
-  for (const name of ["method", "path", "summary"]) set(card, name, route[name]);
-  part(card, "method").dataset.method = route.method;
+  card.dataset.method = route.method;
+  for (const name of ["method", "path", "summary"]) part(card, name).textContent = route[name];
   for (const [name] of route.path.matchAll(wildcard)) {
-    const label = copyOf("value");
+    const label = copyOf("value"); // it refuses . and .., which a browser takes out of a path
     label.prepend(name);
-    label.lastElementChild.name = name;
+    label.lastElementChild.name = name; // in its braces: "{query}" is not the field "query"
     part(card, "query").before(label);
   }
-  const bare = part(card, "body").hidden = ["GET", "HEAD"].includes(route.method);
-  if (!bare) field.body.value = route.example;
-  part(card, "wait").hidden = !field.body.value;
+  const bare = part(card, "body").hidden = !route.example && ["GET", "HEAD", "DELETE"].includes(route.method);
+  if (!bare) field.headers.value = "Content-Type: application/json";
+  field.body.value = route.example;
   const request = () => {
     const path = route.path.replace("{$}", "").replace(wildcard, name => encodeURIComponent(field[name].value));
-    const url = new URL(path, location), body = field.body.value || undefined;
-    url.search = field.query.value;
-    const lines = field.headers.value.split("\n").filter(line => line.trim());
-    if (body && !lines.some(line => /^content-type\s*:/i.test(line))) lines.push("Content-Type: application/json");
-    if (field.wait.checked) lines.push("Prefer: wait=5");
-    return { url, method: route.method, headers: lines.map(line => line.split(/:\s*(.*)/, 2)), body };
+    const url = Object.assign(new URL(location.origin + path), { search: field.query.value });
+    const headers = field.headers.value.split("\n").filter(line => line.trim()).map(line => line.split(/:\s*(.*)/, 2));
+    return { url, method: route.method, headers, body: field.body.value || undefined };
   };
-  (form.oninput = () => set(card, "curl", curl(request())))();
+  (form.oninput = () => part(card, "curl").textContent = curl(request()))();
   part(card, "copy").onclick = () => navigator.clipboard?.writeText(curl(request()));
   form.onsubmit = event => {
     event.preventDefault();
-    part(card, "reply").replaceWith(copyOf("reply"));
+    part(card, "reply").replaceWith(part(copyOf("route"), "reply")); // by a blank one
     send(request(), part(card, "reply"));
   };
   return card;
@@ -359,47 +351,47 @@ function curl({ url, method, headers, body }) {
   if (body) words.push("--data-raw " + quote(body)); // -d would read a file for @
   return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  "); // -g: [] and {} are no patterns
 }
-// send shows the reply, and if it is a task follows that to its end.
+// A 202 says "accepted, look there later". So send looks there, again and again, until a reply has no Retry-After
+// or is an error, or until the next Send has taken the view out of the page.
 async function send(request, view) {
-  let reply = await ask(request);
-  for (const name of ["status", "headers", "content"]) set(view, name, reply[name]);
-  const url = reply.location, cancel = part(view, "cancel");
-  if (url?.origin != location.origin || reply.json?.progress === undefined) return;
-  part(view, "task").hidden = false;
-  cancel.onclick = async () => set(view, "note", (await ask({ url, method: "DELETE" })).status);
-  while (view.isConnected) { // until another request is sent
-    const { status, progress } = reply.ok && reply.json || reply; // reply says why it can be followed no more
-    set(view, "state", status);
-    set(view, "content", reply.content);
-    view.querySelector("progress").value = Number(progress) || 0;
-    if (cancel.disabled = !["queued", "running"].includes(status)) return;
-    await new Promise(wake => setTimeout(wake, 500));
-    reply = await ask({ url });
-  }
+  let reply = await ask(request, view);
+  const url = URL.parse(reply.headers.get("Location"), reply.url);
+  if (reply.status != 202 || !reply.headers.has("Location") || url?.origin != location.origin) return;
+  do {
+    const seconds = Number(/^[1-9]\d{0,5}$/.exec(reply.headers.get("Retry-After")) ?? 1); // 1 for a date, too
+    part(view, "source").append(", again in " + seconds + " s");
+    await new Promise(wake => setTimeout(wake, seconds * 1000));
+    if (!view.isConnected) return;
+    reply = await ask({ ...request, url, method: "GET", body: undefined }, view);
+  } while (reply.ok && reply.headers.has("Retry-After"));
 }
-async function ask({ url, ...options }) {
-  const reply = { headers: "", content: "" }, start = performance.now();
+async function ask({ url, ...options }, view) { // shows the reply, and returns it
+  const start = performance.now(), shown = { headers: "", content: "" };
+  let reply = Response.error(), json; // no reply, until all of it is here
   try {
     const response = await fetch(url, { cache: "no-store", ...options });
-    reply.content = await response.text();
-    reply.ok = response.ok;
-    reply.status = response.status + " " + response.statusText + " in " + Math.round(performance.now() - start) + " ms";
-    reply.headers = [...response.headers].map(pair => pair.join(": ")).join("\n");
-    reply.json = JSON.parse(reply.content);
-    reply.content = JSON.stringify(JSON.parse(reply.content, exact), null, 2);
-    reply.location = new URL(response.headers.get("Location") ?? response.url, response.url);
+    shown.content = await response.text();
+    reply = response;
+    shown.status = reply.status + " " + reply.statusText;
+    shown.headers = [...reply.headers].map(pair => pair.join(": ")).join("\n");
+    json = JSON.parse(shown.content);
+    shown.content = JSON.stringify(JSON.parse(shown.content, exact), null, 2);
   } catch (error) {
-    reply.status ??= "No reply: " + error.message; // else it is only no JSON
+    shown.status ??= "No reply: " + error.message; // else it is only no JSON
   }
+  shown.source = options.method + " " + url.pathname + " in " + Math.round(performance.now() - start) + " ms";
+  for (const name in shown) part(view, name).textContent = shown[name];
+  view.dataset.ok = reply.ok;
+  part(view, "progress").hidden = typeof json?.progress != "number";
+  part(view, "progress").value = Math.max(0, Math.min(json?.progress, 1)) || 0;
   return reply;
 }
 // A long number is shown as it was sent: JavaScript would round it.
 const exact = (key, value, { source } = {}) => typeof value == "number" && JSON.rawJSON?.(source) || value;
 const routes = JSON.parse(document.getElementById("routes").textContent) ?? [];
-const tags = route => route.tags ?? ["default"];
+const tags = route => route.tags?.length ? route.tags : ["default"];
 for (const tag of new Set(routes.flatMap(tags))) {
   const title = Object.assign(document.createElement("h2"), { textContent: tag });
   document.querySelector("main").append(title, ...routes.filter(r => tags(r).includes(tag)).map(card));
 }
-</script>
-`
+</script>`

@@ -133,7 +133,8 @@ type Tasks struct {
 	mu        sync.Mutex // guards all below, and every job
 	wake      sync.Cond  // there is something new for a worker: a task, the stop, a broken journal
 	accepting bool
-	stopping  bool
+	stopping  bool   // Stop was called
+	stopped   bool   // what had not finished is canceled, or left to the journal
 	last      uint64 // the second half of the last id given
 	jobs      map[string]*job
 	created   []string // ids, in the order of creation; up to half of them may be forgotten
@@ -481,8 +482,9 @@ func (t *Tasks) List(status Status, limit int) []Task {
 
 // Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
 // what it still returns is dropped. To cancel it again is no error. If it has succeeded or
-// failed, the error is ErrFinished. If the journal can't be written, or Stop has left the task to
-// it, the error says so, since the next start would undo what was not written. Else it is Get's.
+// failed, the error is ErrFinished. When the journal can't be written it is that, and when Stop
+// has left the task to it ErrStopped: the next start would undo what was not written. Else it is
+// Get's.
 func (t *Tasks) Cancel(id string) (Task, error) {
 	problem := t.problem(ErrCanceled)
 	t.mu.Lock()
@@ -496,6 +498,9 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 		return j.Task, nil
 	case Succeeded, Failed:
 		return j.Task, ErrFinished
+	}
+	if t.stopped {
+		return Task{}, ErrStopped
 	}
 	to := j.ended(Canceled, nil, problem)
 	if err := t.write(to); err != nil {
@@ -575,12 +580,11 @@ func (t *Tasks) cutOff() error {
 			t.set(to)
 		}
 	}
-	t.queue = nil
+	t.queue, t.stopped = nil, true
 	journal := t.journal
 	var err error
 	if journal != nil {
 		err = errors.Join(t.broken, journal.Sync(), journal.Close())
-		t.broken = cmp.Or(t.broken, ErrStopped) // nothing can be written any more
 	}
 	t.mu.Unlock()
 
