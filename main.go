@@ -211,13 +211,10 @@ func (a *app) routes() *Router {
 	orders.Get("/me", Endpoint(a.readOrderMe))
 	root.Include(orders)
 
-	v1 := NewRouter("/v1", "items")
-	v1.Get("/{item_id}", Endpoint(a.findItemV1))
-	root.Include(v1)
-
-	v2 := NewRouter("/v2", "items")
-	v2.Get("/{item_id}", Endpoint(a.findItemV2))
-	root.Include(v2)
+	items := NewRouter("", "items")
+	items.Get("/v1/{item_id}", Endpoint(a.findItemV1))
+	items.Get("/v2/{item_id}", Endpoint(a.findItemV2))
+	root.Include(items)
 
 	tasks := NewRouter("/tasks", "tasks")
 	tasks.Use(noStore)
@@ -275,16 +272,12 @@ type order struct {
 	Order string `json:"order"`
 }
 
-type myOrder struct {
-	MyOrder string `json:"my_order"`
-}
-
 func (a *app) readOrders(w http.ResponseWriter, r *http.Request) error {
 	return WriteJSON(w, http.StatusOK, []order{{"Taco"}, {"Burritto"}})
 }
 
 func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, myOrder{"taco"})
+	return WriteJSON(w, http.StatusOK, map[string]string{"my_order": "taco"})
 }
 
 // loadItems is the startup event. The items are the lecture's, unless there is a file.
@@ -423,7 +416,8 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
-	defer context.AfterFunc(a.stopping, cancel)() // ends the wait with the server; deferred: no longer
+	unregister := context.AfterFunc(a.stopping, cancel) // the wait ends with the server
+	defer unregister()
 	if waited, err := a.tasks.Wait(ctx, task.ID); err == nil {
 		task = waited // else it has finished and is forgotten since
 	}
@@ -500,8 +494,21 @@ func (a *app) taskProblem(err error) json.RawMessage {
 	return problem
 }
 
-// kinds are the kinds of tasks. They are methods' business, so that a kind can use what a hook has
-// loaded: a.items, say, or a model.
+func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
+	if !a.lifecycle.Ready() || !a.tasks.Ready() {
+		e := Errorf(http.StatusServiceUnavailable, "not ready: starting, stopping, or without a journal")
+		e.Header.Set("Retry-After", "1")
+		return e
+	}
+	return a.healthz(w, r)
+}
+
+// kinds are the kinds of tasks. It is a method so that a kind can use what a hook has loaded: the
+// items, or a model.
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
@@ -647,17 +654,4 @@ func isPrime(i int, primes []int) bool {
 		}
 	}
 	return true
-}
-
-func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
-}
-
-func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
-	if !a.lifecycle.Ready() || !a.tasks.Ready() {
-		e := Errorf(http.StatusServiceUnavailable, "not ready: starting, stopping, or without a journal")
-		e.Header.Set("Retry-After", "1")
-		return e
-	}
-	return a.healthz(w, r)
 }
