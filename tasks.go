@@ -65,12 +65,12 @@ type Kind struct {
 	Run   Run
 }
 
-// Config is what NewTasks needs. A number that is 0 means the default.
+// Config is what NewTasks needs.
 type Config struct {
 	Kinds   map[string]Kind
-	Workers int // how many tasks run at once: one less than GOMAXPROCS, at least one
-	Queue   int // how many may wait for a worker: 1000
-	Keep    int // how many finished ones can still be fetched: 1000
+	Workers int // how many tasks run at once; 0: one less than GOMAXPROCS, at least one
+	Queue   int // how many may wait for a worker; 0: 1000
+	Keep    int // how many finished ones can still be fetched; 0: 1000
 
 	Error func(error) json.RawMessage // what a client may know of an error; nil: that there was one
 	Log   *slog.Logger                // nil: slog.Default()
@@ -95,11 +95,12 @@ var Statuses = []Status{Queued, Running, Succeeded, Failed, Canceled}
 func (s Status) Finished() bool { return s == Succeeded || s == Failed || s == Canceled }
 
 // Task is a copy of what is known of a task. The bytes of its JSON fields are shared: read only.
+// Attempt is how often it was started since it was submitted, or since the last orderly stop.
 type Task struct {
 	ID         string          `json:"id"`
 	Kind       string          `json:"kind"`
 	Status     Status          `json:"status"`
-	Attempt    int             `json:"attempt"`  // how often it was started since it was submitted, or since the last orderly stop
+	Attempt    int             `json:"attempt"`
 	Progress   float64         `json:"progress"` // 0 to 1, never backwards
 	Input      json.RawMessage `json:"input"`
 	Result     json.RawMessage `json:"result,omitempty"` // of one that succeeded
@@ -141,8 +142,9 @@ type Tasks struct {
 	queue     []string // ids of the queued, in that order
 	finished  []string // ids of the finished that are kept, in the order they finished
 	counts    map[Status]int
-	journal   *os.File // nil: none
-	broken    error    // why the journal can no longer be written
+	broken    error // why the journal can no longer be written
+
+	journal *os.File // set by Start; nil: none
 }
 
 // job is a task and the context that ends with it: of Run, which Cancel and Stop end early, and of
@@ -576,26 +578,24 @@ func (t *Tasks) cutOff() error {
 		case j.Status == Running || j.Attempt > 0: // an orderly stop counts anew
 			to := j.requeued()
 			to.Attempt = 0
-			_ = t.write(to) // if that fails, t.broken says so below
+			_ = t.write(to) // if that fails, broken says so below
 			t.set(to)
 		}
 	}
-	t.queue, t.stopped = nil, true
-	journal := t.journal
-	var err error
-	if journal != nil {
-		err = errors.Join(t.broken, journal.Sync(), journal.Close())
-	}
+	t.queue, t.stopped = nil, true // from here on nothing is written
+	broken := t.broken
 	t.mu.Unlock()
 
-	switch {
-	case len(left) == 0:
-	case journal == nil:
-		t.config.Log.Warn("tasks were canceled by the stop", "ids", left)
-	default:
+	if t.journal == nil {
+		if len(left) > 0 {
+			t.config.Log.Warn("tasks were canceled by the stop", "ids", left)
+		}
+		return nil
+	}
+	if len(left) > 0 {
 		t.config.Log.Info("tasks are left in the journal for the next start", "ids", left)
 	}
-	return err
+	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
 
 // unfinished returns the ids of what is queued or runs, in the order of creation. t.mu is held.
