@@ -22,10 +22,11 @@
 //	mux.Handle("GET /v2/{item_id}", Endpoint(findItem))
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
-// Every error that an Endpoint returns, and every panic below Observe, becomes an RFC 9457
-// problem. An HTTPError says what the client may know; any other error is a 500 that says nothing
-// but the request id, under which the log has the cause. What a ServeMux answers itself, a 404 or
-// a 405, is plain text, and so is what net/http refuses before a handler runs.
+// An error that an Endpoint returns, and a panic below Observe, becomes an RFC 9457 problem; if the
+// reply has begun, the connection is cut off. An HTTPError says what the client may know; any other
+// error is a 500 that says nothing but the request id, under which the log has the cause. What a
+// ServeMux answers itself, a 404 or a 405, is plain text, and so is what net/http refuses before a
+// handler runs.
 //
 // This file imports the standard library alone. To use it elsewhere, copy it and write your own
 // package clause; it needs Go 1.26.
@@ -351,7 +352,7 @@ func PathInt(r *http.Request, name string) (int64, error) {
 // maxBody is how many bytes of a request body ReadJSON accepts.
 const maxBody = 1 << 20
 
-// ReadJSON decodes the request's body, one JSON value, into v. Its errors are HTTPErrors: 415 for
+// ReadJSON decodes the request's body, one JSON value, into v. Its errors are answered with 415 for
 // another content type, 413 for a body over 1 MiB (before it is read, if its announced length
 // says so), 408 for one that came too slowly, 400 for one that is not JSON, 422 for JSON of
 // another shape; see DecodeJSON.
@@ -420,11 +421,10 @@ func misfit(err error, loc []string) *HTTPError {
 		return Invalid(FieldError{loc, "must be " + jsonType(wrong.Type.Kind())})
 	}
 	// There is no type for an unknown field, only its text: json: unknown field "x".
-	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		if name, err := strconv.Unquote(name); err == nil {
-			name = fmt.Sprintf("%.64s", name) // a client can make it as long as the body
-			return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a field here"})
-		}
+	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		name, _ := strconv.Unquote(quoted)
+		name = fmt.Sprintf("%.64s", name) // a client can make it as long as the body
+		return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a field here"})
 	}
 	return Invalid(FieldError{loc, "does not have the right shape"}).Because(err)
 }
@@ -435,7 +435,7 @@ func jsonType(k reflect.Kind) string {
 		return "a string"
 	case k == reflect.Bool:
 		return "true or false"
-	case k >= reflect.Int && k <= reflect.Uint64: // the twelve kinds of integers stand in a row
+	case k >= reflect.Int && k <= reflect.Uint64: // the ten kinds of integers stand in a row
 		return "an integer, and not too large"
 	case k == reflect.Float32 || k == reflect.Float64:
 		return "a number"

@@ -22,7 +22,7 @@
 // Run returns after Ctrl-C or SIGTERM, when everything has stopped in order.
 //
 // This file imports the standard library alone. To use it elsewhere, copy it and write your own
-// package clause; it needs Go 1.21, and Go 1.26 to log the signal's name.
+// package clause; it needs Go 1.23, and Go 1.26 to log the signal's name.
 
 package main
 
@@ -91,9 +91,7 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// After stop a signal has its default effect: it ends the process.
-	unregister := context.AfterFunc(ctx, stop)
-	defer unregister()
+	context.AfterFunc(ctx, stop) // after stop a signal has its default effect: it ends the process
 
 	started, err := l.start(ctx)
 	if err == nil && ctx.Err() == nil {
@@ -113,11 +111,9 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 }
 
 // start runs the Start hooks in order, and returns those that succeeded: they are to be stopped.
-func (l *Lifecycle) start(ctx context.Context) ([]Hook, error) {
-	var started []Hook
+func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 	for _, h := range l.hooks {
-		err := call(ctx, "start", h.Name, h.Start)
-		if err == nil {
+		if err = call(ctx, "start", h.Name, h.Start); err == nil {
 			started = append(started, h)
 		}
 		if ctx.Err() != nil {
@@ -134,20 +130,16 @@ func (l *Lifecycle) start(ctx context.Context) ([]Hook, error) {
 // serve serves until ctx ends, and then until clients have what they came for, or Grace is over.
 func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
-	var served error
-	serving := make(chan struct{})
 	l.ready.Store(true)
-	go func() {
-		defer close(serving)
-		served = srv.Serve(ln)
-	}()
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
 
 	var cause error
 	select {
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
-	case <-serving: // the listener broke
-		cause = served
+	case cause = <-served: // the listener broke
+		served <- cause // for the end of this function
 	}
 	stop() // here too, so that what the log says next is true already
 	l.ready.Store(false)
@@ -155,17 +147,16 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Grace)
 	defer cancel()
-	errs := []error{l.drain(grace)}
+	err := l.drain(grace)
 	l.linger(grace)
 	l.Log.Info("shutting down")
-	if err := srv.Shutdown(grace); err != nil {
-		errs = append(errs, fmt.Errorf("requests were cut off: %w", err), srv.Close())
+	if late := srv.Shutdown(grace); late != nil {
+		err = errors.Join(err, fmt.Errorf("requests were cut off: %w", late), srv.Close())
 	}
-	<-serving
-	if served != http.ErrServerClosed {
-		errs = append(errs, served)
+	if end := <-served; end != http.ErrServerClosed {
+		err = errors.Join(err, end)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // watch notes when requests are answered. While the server drains, its replies ask the clients to

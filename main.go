@@ -191,7 +191,11 @@ func (a *app) handler() http.Handler {
 	sameOrigin.SetDenyHandler(Endpoint(func(http.ResponseWriter, *http.Request) error {
 		return Errorf(http.StatusForbidden, "a page of another origin may not change anything here")
 	}))
-	return Observe(a.log, a.count(sameOrigin.Handler(a.routes().Handler())))
+	next := sameOrigin.Handler(a.routes().Handler())
+	return Observe(a.log, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.served.Add(1) // for the report
+		next.ServeHTTP(w, r)
+	}))
 }
 
 // routes are all there are. Their handlers follow in this order.
@@ -238,14 +242,6 @@ func (a *app) noMatch(w http.ResponseWriter, r *http.Request) error {
 		return Errorf(http.StatusMethodNotAllowed, "this path allows %s", allow)
 	}
 	return Errorf(http.StatusNotFound, "there is nothing at this path")
-}
-
-// count counts requests, for the report.
-func (a *app) count(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a.served.Add(1)
-		next.ServeHTTP(w, r)
-	})
 }
 
 // noStore keeps a cache from answering with what was true a moment ago.
@@ -427,7 +423,7 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 // maxWait is the longest wait that is granted, in seconds.
 const maxWait = 30
 
-// preferences finds "wait=5" among the preferences of a Prefer line (RFC 7240), wherever its number
+// preferences finds "wait=5" among the preferences of a Prefer field (RFC 7240), wherever its number
 // is followed by a comma, a parameter or the end. The first half of the expression takes
 // quoted strings, so that the second half can't look into one.
 var preferences = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|,)[ \t]*(?i:wait)[ \t]*=[ \t]*([0-9]+)[ \t]*(?:[,;]|$)`)
@@ -435,11 +431,9 @@ var preferences = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|,)[ \t]*(?i:wait)[ 
 // preferWait returns the seconds of "Prefer: wait=5", 30 at most. What is malformed is ignored, as
 // the RFC wants; of several the first counts.
 func preferWait(h http.Header) (seconds int, ok bool) {
-	for _, line := range h.Values("Prefer") {
-		for _, match := range preferences.FindAllStringSubmatch(line, -1) {
-			if match[1] == "" {
-				continue // a quoted string
-			}
+	all := strings.Join(h.Values("Prefer"), ",") // several lines are one list (RFC 9110, 5.3)
+	for _, match := range preferences.FindAllStringSubmatch(all, -1) {
+		if match[1] != "" { // else it is a quoted string
 			n, err := strconv.Atoi(match[1])
 			if err != nil {
 				n = maxWait // too long a number
@@ -470,27 +464,23 @@ func (a *app) taskError(err error) error {
 		{ErrCrashed, http.StatusInternalServerError},
 		{ErrKindGone, http.StatusInternalServerError},
 	} {
-		if !errors.Is(err, e.err) {
-			continue
+		if errors.Is(err, e.err) {
+			he := Errorf(e.status, "%v", e.err)
+			if e.status == http.StatusServiceUnavailable {
+				he.Header.Set("Retry-After", "1")
+			}
+			if err != e.err { // the log can be told more
+				he = he.Because(err)
+			}
+			return he
 		}
-		he := Errorf(e.status, "%v", e.err)
-		if e.status == http.StatusServiceUnavailable {
-			he.Header.Set("Retry-After", "1")
-		}
-		if err == e.err {
-			return he // there is no more to know
-		}
-		return he.Because(err)
 	}
 	return err
 }
 
 // taskProblem is what a client may know of a task's error: what it would of a request's.
 func (a *app) taskProblem(err error) json.RawMessage {
-	problem, err := encode(NewProblem(a.taskError(err)))
-	if err != nil {
-		panic(err) // a struct of strings and a number
-	}
+	problem, _ := encode(NewProblem(a.taskError(err))) // strings and a number: it can't fail
 	return problem
 }
 
@@ -626,6 +616,7 @@ type primesResult struct {
 func countPrimes(ctx context.Context, in primesInput, progress func(float64)) (any, error) {
 	count := 0
 	var divisors []int // the primes up to the square root of in.N
+next:
 	for i := 2; i <= in.N; i++ {
 		if i%1024 == 0 {
 			if ctx.Err() != nil {
@@ -633,25 +624,18 @@ func countPrimes(ctx context.Context, in primesInput, progress func(float64)) (a
 			}
 			progress(float64(i) / float64(in.N))
 		}
-		if isPrime(i, divisors) {
-			count++
-			if i <= in.N/i {
-				divisors = append(divisors, i)
+		for _, p := range divisors {
+			if p > i/p {
+				break // i has no divisor: it would have a smaller one too
 			}
+			if i%p == 0 {
+				continue next
+			}
+		}
+		count++
+		if i <= in.N/i {
+			divisors = append(divisors, i)
 		}
 	}
 	return primesResult{count}, nil
-}
-
-// isPrime needs the primes up to the square root of i.
-func isPrime(i int, primes []int) bool {
-	for _, p := range primes {
-		if p > i/p {
-			return true
-		}
-		if i%p == 0 {
-			return false
-		}
-	}
-	return true
 }

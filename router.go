@@ -35,11 +35,13 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Router is a set of routes under one prefix: FastAPI's APIRouter. Fill it and include it in
@@ -103,8 +105,8 @@ func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 		panic(name + ": a path starts with a slash")
 	}
 	// In a ServeMux pattern no method means any, and what follows a space may be a host.
-	if method == "" || strings.ContainsAny(method, " \t") {
-		panic(name + ": the method is empty, or holds a space")
+	if method == "" || method == http.MethodConnect || strings.ContainsAny(method, " \t") {
+		panic(name + ": the method is empty, holds a space, or is CONNECT, which names no path")
 	}
 	if f := reflect.ValueOf(h); h == nil || f.Kind() == reflect.Func && f.IsNil() {
 		panic(name + ": the handler is nil")
@@ -153,10 +155,10 @@ func (rt *Router) list(prefix string, tags []string) (routes []Route) {
 // ServeMux's words, which name both: better before the first request than during it.
 func (rt *Router) Handler() http.Handler {
 	mux := http.NewServeMux()
+	rt.fill(mux, "", nil)
 	methods := []string{http.MethodHead} // a ServeMux answers it wherever GET is
-	for _, pattern := range rt.fill(mux, "", nil) {
-		method, _, _ := strings.Cut(pattern, " ")
-		methods = append(methods, method)
+	for _, r := range rt.Routes() {
+		methods = append(methods, r.Method)
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
@@ -196,14 +198,13 @@ func (rt *Router) Handler() http.Handler {
 }
 
 // fill makes a mux of the routes of rt, enters it in the outermost one route by route (the same
-// pattern in both, the inner mux as the outer one's handler), does so with every router in rt,
-// and returns the patterns.
+// pattern in both, the inner mux as the outer one's handler), and does so with every router in rt.
 //
 // To mount the inner mux at its prefix ("/users/") would be one line. But a mount claims all paths
 // below it, for all methods: the 405 of a route beside it becomes a 404, and "/{user}/settings"
 // beside "/v1/" a conflict. And http.StripPrefix copies the request, and cuts the prefix out of
 // redirects and r.Pattern.
-func (rt *Router) fill(outermost *http.ServeMux, prefix string, around []func(http.Handler) http.Handler) (patterns []string) {
+func (rt *Router) fill(outermost *http.ServeMux, prefix string, around []func(http.Handler) http.Handler) {
 	inner := http.NewServeMux()
 	prefix += rt.prefix
 	around = slices.Concat(around, rt.middleware)
@@ -218,13 +219,13 @@ func (rt *Router) fill(outermost *http.ServeMux, prefix string, around []func(ht
 		}
 		inner.Handle(pattern, h)
 		outermost.Handle(pattern, inner)
-		patterns = append(patterns, pattern)
 	}
 	for _, sub := range rt.subs {
-		patterns = append(patterns, sub.fill(outermost, prefix, around)...)
+		sub.fill(outermost, prefix, around)
 	}
-	return patterns
 }
+
+var capital = regexp.MustCompile(`(\P{Lu})(\p{Lu})`) // that begins a word
 
 // summary makes a title from the name of a handler function: "main.(*app).readUser-fm" is
 // "Read User". Other handlers, and functions without a name, have none.
@@ -234,20 +235,13 @@ func summary(h http.Handler) string {
 		return ""
 	}
 	name := runtime.FuncForPC(f.Pointer()).Name()
-	name = strings.TrimSuffix(name[strings.LastIndexByte(name, '.')+1:], "-fm")
+	name = strings.TrimSuffix(strings.TrimSuffix(name, "-fm"), "[...]") // of a method, of a generic function
+	name = name[strings.LastIndexByte(name, '.')+1:]
 	if strings.Trim(strings.TrimPrefix(name, "func"), "0123456789") == "" {
 		return "" // a closure: "func1"
 	}
-	var title []rune
-	for i, c := range name {
-		if i == 0 {
-			c = unicode.ToUpper(c)
-		} else if unicode.IsUpper(c) && !unicode.IsUpper(title[len(title)-1]) {
-			title = append(title, ' ')
-		}
-		title = append(title, c)
-	}
-	return string(title)
+	first, size := utf8.DecodeRuneInString(name)
+	return string(unicode.ToUpper(first)) + capital.ReplaceAllString(name[size:], "$1 $2")
 }
 
 // Docs serves a page that lists the routes of rt and tries them out: FastAPI's /docs. It loads

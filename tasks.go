@@ -54,7 +54,7 @@ import (
 )
 
 // Run does the work of a task, and may say how far it is, from 0 to 1. Its ctx ends when the task
-// is canceled or the server stops; it should return soon after that.
+// is canceled or Stop's time is over; it should return soon after that.
 type Run func(ctx context.Context, input json.RawMessage, progress func(float64)) (result any, err error)
 
 // Kind is one kind of task.
@@ -127,7 +127,8 @@ var (
 // Tasks is the map of background jobs, and the workers that empty its queue.
 type Tasks struct {
 	config  Config
-	runID   string // the first half of the ids that this run of the program gives
+	runID   string   // the first half of the ids that this run of the program gives
+	journal *os.File // set by Start; nil: none
 	workers sync.WaitGroup
 	report  sync.Once // of a broken journal to the log
 
@@ -135,7 +136,6 @@ type Tasks struct {
 	wake      sync.Cond  // there is something new for a worker: a task, the stop, a broken journal
 	accepting bool
 	stopping  bool   // Stop was called
-	stopped   bool   // what had not finished is canceled, or left to the journal
 	last      uint64 // the second half of the last id given
 	jobs      map[string]*job
 	created   []string // ids, in the order of creation; up to half of them may be forgotten
@@ -143,12 +143,10 @@ type Tasks struct {
 	finished  []string // ids of the finished that are kept, in the order they finished
 	counts    map[Status]int
 	broken    error // why the journal can no longer be written
-
-	journal *os.File // set by Start; nil: none
 }
 
-// job is a task and the context that ends with it: of Run, which Cancel and Stop end early, and of
-// all who wait for the task.
+// job is a task with its context, which ends when the task does, or earlier by Cancel or Stop. Run
+// gets it, and Wait waits for its end.
 type job struct {
 	Task
 	ctx context.Context
@@ -161,23 +159,16 @@ func NewTasks(c Config) *Tasks {
 	if c.Workers < 0 || c.Queue < 0 || c.Keep < 0 {
 		panic(fmt.Sprintf("tasks: a negative number: %d workers, a queue of %d, %d kept", c.Workers, c.Queue, c.Keep))
 	}
-	// One of Go's processors stays free for the requests: with none left, the scheduler looks at
-	// the network every 10 ms.
+	// One of Go's processors, if there are two, stays free for the requests: with none left, the
+	// scheduler looks at the network every 10 ms.
 	c.Workers = cmp.Or(c.Workers, max(1, runtime.GOMAXPROCS(0)-1))
 	c.Queue = cmp.Or(c.Queue, 1000)
 	c.Keep = cmp.Or(c.Keep, 1000)
+	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Error == nil {
-		c.Error = func(error) json.RawMessage { return nil }
+		c.Error = func(error) json.RawMessage { return nil } // which becomes what problem says
 	}
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	t := &Tasks{
-		config: c,
-		runID:  strings.ToLower(rand.Text()[:8]),
-		jobs:   map[string]*job{},
-		counts: map[Status]int{},
-	}
+	t := &Tasks{config: c, runID: strings.ToLower(rand.Text()[:8]), jobs: map[string]*job{}, counts: map[Status]int{}}
 	t.wake.L = &t.mu
 	return t
 }
@@ -206,7 +197,13 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	if !ok {
 		return Task{}, ErrUnknownKind
 	}
-	input, err := k.check(input)
+	var err error
+	if k.Check != nil {
+		input, err = k.Check(input)
+	} else {
+		input = json.RawMessage(cmp.Or(string(input), "null")) // a copy
+		err = json.Unmarshal(input, new(json.RawMessage))
+	}
 	if err != nil {
 		return Task{}, err
 	}
@@ -218,43 +215,20 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	if len(t.queue) >= t.config.Queue {
 		return Task{}, ErrQueueFull
 	}
-	task := Task{
-		ID:        t.runID + "-" + strconv.FormatUint(t.last+1, 10),
-		Kind:      kind,
-		Status:    Queued,
-		Input:     input,
-		CreatedAt: time.Now().UTC(),
-	}
-	if err := t.change(task); err != nil {
+	id := t.runID + "-" + strconv.FormatUint(t.last+1, 10)
+	task := Task{ID: id, Kind: kind, Status: Queued, Input: input, CreatedAt: time.Now().UTC()}
+	if err := t.write(task); err != nil {
 		return Task{}, err
 	}
+	t.set(task)
 	t.last++
 	t.queue = append(t.queue, task.ID)
 	t.wake.Signal()
 	return task, nil
 }
 
-func (k Kind) check(input json.RawMessage) (json.RawMessage, error) {
-	if k.Check != nil {
-		return k.Check(input)
-	}
-	if len(input) == 0 {
-		return json.RawMessage("null"), nil
-	}
-	return bytes.Clone(input), json.Unmarshal(input, new(json.RawMessage))
-}
-
-// change makes to what is known of its task: it is in the journal before anyone is told. An error
-// says that it is not, and nothing has changed. t.mu is held.
-func (t *Tasks) change(to Task) error {
-	if err := t.write(to); err != nil {
-		return err
-	}
-	t.set(to)
-	return nil
-}
-
-// set is change for what the journal has already, or can't take. t.mu is held.
+// set makes task what is known of it, and forgets the oldest of too many that have finished. The
+// journal comes first: see write. t.mu is held, or Start has not returned yet.
 func (t *Tasks) set(to Task) {
 	j := t.jobs[to.ID]
 	if j == nil {
@@ -285,12 +259,11 @@ func (t *Tasks) set(to Task) {
 // work is a worker: it runs one task, and leaves the next to another goroutine, since Run may have
 // ended this one with runtime.Goexit.
 func (t *Tasks) work() {
-	task, ctx, err := t.next()
-	if err == ErrStopped {
-		return
-	}
+	j, task, err := t.next()
 	if err != nil {
-		t.report.Do(func() { t.config.Log.Error("no task is accepted or started any more", "cause", err) })
+		if err != ErrStopped {
+			t.report.Do(func() { t.config.Log.Error("no task is accepted or started any more", "cause", err) })
+		}
 		return
 	}
 	defer t.workers.Go(t.work)
@@ -301,47 +274,43 @@ func (t *Tasks) work() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
-		t.finish(task, result, err)
+		t.finish(j, result, err)
 	}()
-	result, err = t.run(ctx, task)
+	result, err = t.run(j, task)
 }
 
-// next waits for a task and marks it as running. The error says that there will be none: Stop was
-// called (a journal keeps the queue for the next start; without one it is run to its end first),
-// or the journal is broken.
-func (t *Tasks) next() (Task, context.Context, error) {
+// next waits for a task and marks it as running. The error says that there will be none: the queue
+// is empty, and Stop was called or the journal is broken.
+func (t *Tasks) next() (*job, Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(t.queue) == 0 && !t.stopping && t.broken == nil {
+	for len(t.queue) == 0 {
+		if t.stopping || t.broken != nil {
+			return nil, Task{}, cmp.Or(t.broken, ErrStopped)
+		}
 		t.wake.Wait()
-	}
-	switch {
-	case t.stopping && (len(t.queue) == 0 || t.journal != nil):
-		return Task{}, nil, ErrStopped
-	case t.broken != nil:
-		return Task{}, nil, t.broken
 	}
 	j := t.jobs[t.queue[0]]
 	task := j.Task
 	task.Status, task.Attempt, task.StartedAt = Running, task.Attempt+1, time.Now().UTC()
-	if err := t.change(task); err != nil {
-		return Task{}, nil, err
+	if err := t.write(task); err != nil {
+		return nil, Task{}, err
 	}
+	t.set(task)
 	t.queue = t.queue[1:]
-	return task, j.ctx, nil
+	return j, task, nil
 }
 
-// run calls the Run of the task's kind, with a copy of the task: Cancel may change the job meanwhile.
-func (t *Tasks) run(ctx context.Context, task Task) (json.RawMessage, error) {
+// run calls the Run of the task's kind. task is a copy, since Cancel may change j's meanwhile.
+func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
 	kind, ok := t.config.Kinds[task.Kind]
 	if !ok {
 		return nil, ErrKindGone // it comes from a journal
 	}
-	result, err := kind.Run(ctx, task.Input, func(p float64) {
+	result, err := kind.Run(j.ctx, task.Input, func(p float64) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		j := t.jobs[task.ID]
-		if j != nil && j.Status == Running && p > j.Progress { // which NaN never is
+		if j.Status == Running && p > j.Progress { // which NaN never is
 			j.Progress = min(p, 1)
 		}
 	})
@@ -353,14 +322,13 @@ func (t *Tasks) run(ctx context.Context, task Task) (json.RawMessage, error) {
 
 // finish records what a task returned, unless it was canceled meanwhile. A result that can't be
 // written to the journal is shown all the same, and the next start runs the task again.
-func (t *Tasks) finish(task Task, result json.RawMessage, err error) {
+func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	status, problem := Succeeded, json.RawMessage(nil)
 	if err != nil {
 		status, result, problem = Failed, nil, t.problem(err)
 	}
 	t.mu.Lock()
-	j := t.jobs[task.ID]
-	if j == nil || j.Status != Running {
+	if j.Status != Running {
 		t.mu.Unlock()
 		return
 	}
@@ -390,8 +358,8 @@ func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 }
 
 // requeued returns how the task will look when it waits for its next run.
-func (task Task) requeued() Task {
-	task.Status, task.StartedAt, task.Progress = Queued, time.Time{}, 0
+func (task Task) requeued(attempt int) Task {
+	task.Status, task.Attempt, task.StartedAt, task.Progress = Queued, attempt, time.Time{}, 0
 	return task
 }
 
@@ -431,18 +399,16 @@ func (t *Tasks) Get(id string) (Task, error) {
 
 // taskID is <run>-<number>, so that an id tells its own story: whether it was ever given can be
 // seen without a list of all that were.
-var taskID = regexp.MustCompile(`^([a-z2-7]{8})-([1-9][0-9]{0,17})$`)
+var taskID = regexp.MustCompile(`^[a-z2-7]{8}-[1-9][0-9]{0,17}$`)
 
 // find returns a job, ErrGone or ErrNotFound. t.mu is held.
 func (t *Tasks) find(id string) (*job, error) {
 	if j := t.jobs[id]; j != nil {
 		return j, nil
 	}
-	part := taskID.FindStringSubmatch(id)
-	if part == nil {
-		return nil, ErrNotFound
-	}
-	if n, _ := strconv.ParseUint(part[2], 10, 64); part[1] == t.runID && n > t.last {
+	run, number, _ := strings.Cut(id, "-")
+	n, _ := strconv.ParseUint(number, 10, 64)
+	if !taskID.MatchString(id) || run == t.runID && n > t.last {
 		return nil, ErrNotFound
 	}
 	return nil, ErrGone
@@ -501,7 +467,7 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 	case Succeeded, Failed:
 		return j.Task, ErrFinished
 	}
-	if t.stopped {
+	if j.ctx.Err() != nil { // Stop has left it to the journal
 		return Task{}, ErrStopped
 	}
 	to := j.ended(Canceled, nil, problem)
@@ -514,7 +480,7 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 	return to, nil
 }
 
-// Counts returns how many tasks are in each status, the forgotten ones included.
+// Counts returns how many tasks are in each status, with those forgotten since Start.
 func (t *Tasks) Counts() map[Status]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -538,51 +504,54 @@ func (t *Tasks) Ready() bool {
 // when ctx ended.
 func (t *Tasks) Stop(ctx context.Context) error {
 	t.mu.Lock()
-	again := t.stopping
+	again, running, queued := t.stopping, t.counts[Running], t.counts[Queued]
 	t.accepting, t.stopping = false, true
+	if t.journal != nil {
+		t.queue = nil // the journal has it
+	}
 	t.wake.Broadcast()
-	running, queued := t.counts[Running], t.counts[Queued]
 	t.mu.Unlock()
 	if !again && running+queued > 0 {
 		t.config.Log.Info("waiting for the tasks", "running", running, "queued", queued, "queue stays", t.journal != nil)
 	}
 
-	idle := make(chan struct{})
+	over, done := context.WithCancel(ctx)
 	go func() { // ends with the last worker
 		t.workers.Wait()
-		close(idle)
+		done()
 	}()
-	var late error
-	select {
-	case <-idle:
-	case <-ctx.Done():
-		late = fmt.Errorf("a task goes on although its context has ended: %w", ctx.Err())
+	<-over.Done()
+	if !again {
+		return t.cutOff()
 	}
-	if again {
-		return late
+	if ctx.Err() != nil {
+		return fmt.Errorf("a task goes on although its context has ended: %w", ctx.Err())
 	}
-	return t.cutOff()
+	return nil
 }
 
 // cutOff ends what is left when Stop's time is over, and closes the journal.
 func (t *Tasks) cutOff() error {
 	problem := t.problem(ErrStopped)
 	t.mu.Lock()
-	left := t.unfinished()
-	for _, id := range left {
+	var left []string
+	for _, id := range slices.Clone(t.created) { // set may sweep the original
 		j := t.jobs[id]
-		j.end(ErrStopped)
-		switch {
-		case t.journal == nil:
-			t.set(j.ended(Canceled, nil, problem))
-		case j.Status == Running || j.Attempt > 0: // an orderly stop counts anew
-			to := j.requeued()
-			to.Attempt = 0
-			_ = t.write(to) // if that fails, broken says so below
-			t.set(to)
+		if j == nil || j.Status.Finished() {
+			continue
 		}
+		left = append(left, id)
+		j.end(ErrStopped)
+		to := j.ended(Canceled, nil, problem)
+		if t.journal != nil {
+			to = j.requeued(0) // an orderly stop counts anew
+			if j.Status == Running || j.Attempt > 0 {
+				_ = t.write(to) // if that fails, broken says so below
+			}
+		}
+		t.set(to)
 	}
-	t.queue, t.stopped = nil, true // from here on nothing is written
+	t.queue = nil // from here on nothing is written
 	broken := t.broken
 	t.mu.Unlock()
 
@@ -598,22 +567,12 @@ func (t *Tasks) cutOff() error {
 	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
 
-// unfinished returns the ids of what is queued or runs, in the order of creation. t.mu is held.
-func (t *Tasks) unfinished() (ids []string) {
-	for _, id := range t.created {
-		if j := t.jobs[id]; j != nil && !j.Status.Finished() {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
 // The journal: a write-ahead log. Every change of a task is a line of JSON, the task as it is from
 // then on, written before anyone is told; Start reads the lines, and the last one of a task wins.
 //
 // What it promises: a task that was acknowledged is not lost when the program is killed. One that
 // had not finished runs again, so a task runs at least once. What it does not promise: to survive
-// a power loss (nothing is synced before Stop), or two programs on one file; nor to stay small
+// a power loss (a line is not synced before Stop), or two programs on one file; nor to stay small
 // while the program runs: only Start compacts it.
 //
 // Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; a
@@ -640,65 +599,59 @@ func (t *Tasks) write(to Task) error {
 		return errors.New("it is nested too deeply to be read back from the journal")
 	}
 	if _, err := t.journal.Write(append(line, '\n')); err != nil {
-		t.accepting = false
+		t.accepting, t.queue = false, nil
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
 		t.wake.Broadcast() // the workers end
 	}
 	return t.broken
 }
 
-// openJournal reads the file, and puts a new one in its place with what is kept. An error leaves
-// the file as it was.
+// openJournal reads the file, and puts a new one in its place with what is kept. If that fails, the
+// file still says what it said.
 func (t *Tasks) openJournal(path string) error {
 	// A pipe would block when it is opened, so what is there is looked at first.
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("the journal %s is not a regular file", path)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // it holds what clients sent
-	if err != nil {
-		return fmt.Errorf("open the journal: %w", err)
+	if err == nil {
+		defer f.Close()
+		path, err = filepath.EvalSymlinks(path) // or the new file would replace a link
 	}
-	defer f.Close()
-	if path, err = filepath.EvalSymlinks(path); err != nil { // or the new file would replace a link
+	if err != nil {
 		return fmt.Errorf("open the journal: %w", err)
 	}
 	if err := t.replay(f); err != nil {
 		return err
 	}
 	t.requeue()
-	compact := path + ".new"
-	err = t.compact(compact)
-	if err == nil {
-		err = errors.Join(f.Close(), os.Rename(compact, path)) // closed first: Windows needs it
-	}
-	if err == nil {
-		t.journal, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	}
-	if err != nil {
-		os.Remove(compact) // it may not even be there
+	f.Close() // Windows replaces no open file
+	if t.journal, err = t.compact(path); err != nil {
 		return fmt.Errorf("compact the journal: %w", err)
 	}
 	t.config.Log.Info("read the journal", "file", path, "tasks", len(t.jobs), "run again", len(t.queue))
 	return nil
 }
 
+// torn matches half a line that may be one of a journal: a write that the end of the program cut
+// off, so that nobody was told. A last line of any other kind means that another file was named.
+var torn = regexp.MustCompile(`^\{"id":"([^"]*$|[a-z2-7]{8}-[1-9][0-9]{0,17}")`)
+
 // replay reads the file, line by line, and keeps what retention keeps.
 func (t *Tasks) replay(f *os.File) error {
 	r := bufio.NewReader(f) // not a bufio.Scanner: it ends at a line of 64 KiB, silently
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
-		if err == io.EOF {
-			if len(line) == 0 {
-				return nil
-			}
-			if torn(string(line)) {
-				t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
-				return nil
-			}
-			err = errors.New("this is not a journal")
-		}
-		if err == nil {
+		switch {
+		case err == nil:
 			err = t.restore(line)
+		case err == io.EOF && len(line) == 0:
+			return nil
+		case err == io.EOF && (torn.Match(line) || strings.HasPrefix(`{"id":"`, string(line))):
+			t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
+			return nil
+		case err == io.EOF:
+			err = errors.New("this is not a journal")
 		}
 		if err != nil {
 			return fmt.Errorf("%s:%d: %w: mend or remove the line, or start with another journal", f.Name(), n, err)
@@ -706,18 +659,7 @@ func (t *Tasks) replay(f *os.File) error {
 	}
 }
 
-// torn reports whether half a line at a file's end may be one of a journal: a write that the end
-// of the program cut off, so that nobody was told. If not, another file was named by mistake.
-func torn(half string) bool {
-	id, begun := strings.CutPrefix(half, `{"id":"`)
-	if !begun {
-		return strings.HasPrefix(`{"id":"`, half)
-	}
-	id, _, whole := strings.Cut(id, `"`)
-	return !whole || taskID.MatchString(id)
-}
-
-// restore takes what a line says for what its task is now.
+// restore makes what a line says what is known of its task.
 func (t *Tasks) restore(line []byte) error {
 	var record struct {
 		Task
@@ -749,26 +691,26 @@ func (t *Tasks) requeue() {
 	for _, j := range jobs {
 		t.created = append(t.created, j.ID)
 		t.counts[j.Status]++
-	}
-	for _, id := range t.unfinished() {
-		j := t.jobs[id]
-		if j.Status == Running && j.Attempt >= maxAttempts {
-			t.config.Log.Error("task failed", "id", id, "kind", j.Kind, "cause", ErrCrashed)
+		switch {
+		case j.Status.Finished():
+		case j.Status == Running && j.Attempt >= maxAttempts:
+			t.config.Log.Error("task failed", "id", j.ID, "kind", j.Kind, "cause", ErrCrashed)
 			t.set(j.ended(Failed, nil, t.problem(ErrCrashed)))
-			continue
+		default:
+			t.set(j.requeued(j.Attempt))
+			t.queue = append(t.queue, j.ID)
 		}
-		t.set(j.requeued())
-		t.queue = append(t.queue, id)
 	}
 }
 
-// compact writes what is kept to a new file: the finished tasks in the order they finished, which
-// is the order they will be forgotten in, and then the others.
-func (t *Tasks) compact(path string) error {
-	os.Remove(path) // left over from a start that was killed; what can't be removed is an error next
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// compact writes what is kept to a new file (the finished tasks in the order they finished, which
+// is the order they will be forgotten in, and then the others), renames it to path, and opens it.
+func (t *Tasks) compact(path string) (*os.File, error) {
+	temp := path + ".new"
+	os.Remove(temp) // left over from a start that was killed; what can't be removed is an error next
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	w := bufio.NewWriter(f) // its first error is Flush's too
 	for _, id := range slices.Concat(t.finished, t.queue) {
@@ -776,5 +718,12 @@ func (t *Tasks) compact(path string) error {
 		err = cmp.Or(err, e)
 		w.Write(append(line, '\n'))
 	}
-	return errors.Join(err, w.Flush(), f.Sync(), f.Close())
+	if err = errors.Join(err, w.Flush(), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		os.Remove(temp)
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 }
