@@ -27,6 +27,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,7 @@ type Hook struct {
 type Lifecycle struct {
 	Log    *slog.Logger  // nil: slog.Default()
 	Grace  time.Duration // from the signal until connections are closed by force
-	Linger time.Duration // how long a busy server goes on serving after the signal
+	Linger time.Duration // how long a busy server goes on serving after the Drain hooks
 
 	hooks       []Hook
 	ready       atomic.Bool
@@ -86,9 +87,7 @@ func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 // process at once, whatever it is doing.
 func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer ln.Close() // for a startup that fails; after Serve it is closed already
-	if l.Log == nil {
-		l.Log = slog.Default()
-	}
+	l.Log = cmp.Or(l.Log, slog.Default())
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // after stop a signal has its default effect: it ends the process

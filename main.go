@@ -91,7 +91,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs.StringVar(&c.journal, "journal", "", "the `file` that tasks survive a crash in; none: in memory only")
 	fs.StringVar(&c.items, "items", "", "a JSON `file` with the items, {\"1\": \"name\"}; none: the lecture's")
 	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a stop may take")
-	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on after the signal to stop")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on when its tasks have drained")
 	fs.StringVar(&c.log, "log", "text", "the log's `format`, text or json")
 	if err := fs.Parse(args); err != nil {
 		return c, err // Parse has printed it, and the usage
@@ -145,12 +145,7 @@ func newApp(c config, log *slog.Logger) *app {
 	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}
 	a.stopping, a.stop = context.WithCancel(context.Background())
 	a.tasks = NewTasks(Config{
-		Kinds:   a.kinds(),
-		Workers: c.workers,
-		Queue:   c.queue,
-		Keep:    c.keep,
-		Error:   a.taskProblem,
-		Log:     log,
+		Kinds: a.kinds(), Workers: c.workers, Queue: c.queue, Keep: c.keep, Error: a.taskProblem, Log: log,
 	})
 	a.lifecycle.Add(Hook{
 		Name:  "items", // on_event("startup"): where the lecture loads its model

@@ -2489,6 +2489,26 @@ func TestWaitingPoll(t *testing.T) {
 	})
 }
 
+// TestShutdownEndsAPollThatNoDrainEnds, and the Stop hook waits for the task.
+func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, s := appStage(t, roomy, discard)
+		for i := range a.lifecycle.hooks {
+			a.lifecycle.hooks[i].Drain = nil
+		}
+		target := "/tasks/" + submit(t, a.tasks, "sleep", `{"wait_time":5}`).ID
+		reply := make(chan *httptest.ResponseRecorder)
+		go func() { reply <- do(remote("server", s.client.Transport), "GET", target, "", "Prefer", "wait=30") }()
+		synctest.Wait()
+		s.stop()
+		polled := taskOf(t, 200, <-reply)
+		err := <-s.ended
+		if end, _ := a.tasks.Get(polled.ID); polled.Status != Running || end.Status != Succeeded || err != nil {
+			t.Errorf("the poll got %s, want running; at the end the task is %s, want succeeded: %v", polled.Status, end.Status, err)
+		}
+	})
+}
+
 // TestFlood: submissions, cancels, lists and polls race, and every task ends exactly once.
 func TestFlood(t *testing.T) {
 	a, h := newTestApp(t, discard)
@@ -2759,7 +2779,7 @@ func TestReadmeGoCompiles(t *testing.T) {
 func goRun(t *testing.T, dir string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // of the run around this one
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("go %s: %v\n%s", strings.Join(args, " "), err, brief(string(out)))
 	}
