@@ -272,6 +272,7 @@ func TestRouterAnswers(t *testing.T) {
 		"GET *: 418 none",
 		"DELETE /top: 418 [GET, HEAD] none",
 		"CONNECT /top: 418 [GET, HEAD] none",
+		"CONNECT example.com:443: 418 none",
 		"PUT /users/Rick: 418 [DELETE, GET, HEAD, POST] none",
 		"GET /end/x: 418 [POST] none",
 		"POST /users: 418 [GET, HEAD] none", // no redirect to a path that has no POST
@@ -2059,6 +2060,20 @@ func TestTasksOverHTTP(t *testing.T) {
 		const want = `{"type":"about:blank","title":"Conflict","status":409,"detail":"the task was canceled"}`
 		if string(task.Error) != want {
 			t.Errorf("the error is %s, want %s", task.Error, want)
+		}
+	})
+}
+
+func TestQueueThatIsFullSaysWhenToComeBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		_, h := newTestApp(t, discard)
+		for range 11 { // one runs, and ten wait
+			taskOf(t, http.StatusAccepted, post(h, `{"kind":"sleep"}`))
+			synctest.Wait()
+		}
+		w := post(h, `{"kind":"sleep"}`)
+		if p := problemOf(t, w); p.Status != 503 || p.Detail != "the queue is full" || w.Header().Get("Retry-After") != "1" {
+			t.Errorf("got %+v, Retry-After %q; want a 503 that says why, and 1", p, w.Header().Get("Retry-After"))
 		}
 	})
 }
