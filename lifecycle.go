@@ -8,10 +8,11 @@
 // (FastAPI now prefers one function for the two, called lifespan: on_event is deprecated.)
 //
 // Go says: main is a function, so "at startup" is what stands before Serve and "at shutdown" what
-// stands behind it. What needs care is the order, and that a stop loses nobody's request:
+// stands after it. What needs care is the order, and that a stop loses nobody's request:
 //
 //	l := &Lifecycle{Grace: 20 * time.Second, Linger: 2 * time.Second}
-//	l.Add(Hook{Name: "model", Start: loadModel, Stop: saveLog})
+//	l.Add(Hook{Name: "model", Start: loadModel})
+//	l.Add(Hook{Name: "log", Stop: saveLog})
 //
 //	ln, err := net.Listen("tcp", "localhost:8000")
 //	if err != nil {
@@ -84,13 +85,15 @@ func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 //
 // A signal during startup ends the context of the Start hook that runs. Run waits for that hook,
 // starts no other, and stops those that had started; that is no error. A second signal ends the
-// process at once, whatever it is doing.
+// process at once, whatever it is doing, unless it was ignored when the process started.
 func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer ln.Close() // for a startup that fails; after Serve it is closed already
 	l.Log = cmp.Or(l.Log, slog.Default())
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // after stop a signal has its default effect: it ends the process
+	// Ctrl-C ends "| tee log.txt" too. A log line that no one reads must not end the process then.
+	signal.Ignore(syscall.SIGPIPE)
 
 	started, err := l.start(ctx)
 	if err == nil && ctx.Err() == nil {
@@ -150,7 +153,7 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	l.linger(grace)
 	l.Log.Info("shutting down")
 	if late := srv.Shutdown(grace); late != nil {
-		err = errors.Join(err, fmt.Errorf("requests were cut off: %w", late), srv.Close())
+		err = errors.Join(err, fmt.Errorf("connections were cut off: %w", late), srv.Close())
 	}
 	if end := <-served; end != http.ErrServerClosed {
 		err = errors.Join(err, end)

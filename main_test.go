@@ -2254,6 +2254,7 @@ type testProcess struct {
 	http.Handler
 	*exec.Cmd
 	host   string // and port
+	stderr io.ReadCloser
 	log    logBuffer
 	exited chan struct{}
 }
@@ -2267,13 +2268,14 @@ func startProcess(t testing.TB, args ...string) *testProcess {
 	p := &testProcess{exited: make(chan struct{})}
 	p.Cmd = exec.Command(os.Args[0], append([]string{"-addr", "127.0.0.1:0"}, args...)...)
 	p.Env = append(os.Environ(), "PLAINAPI_RUN=1")
-	stderr, err := p.StderrPipe()
+	var err error
+	p.stderr, err = p.StderrPipe()
 	if err = errors.Join(err, p.Start()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.end(os.Kill) })
 	defer time.AfterFunc(patience, func() { p.Process.Kill() }).Stop()
-	lines, line := bufio.NewReader(stderr), ""
+	lines, line := bufio.NewReader(p.stderr), ""
 	for p.host == "" && err == nil {
 		line, err = lines.ReadString('\n')
 		io.WriteString(&p.log, line)
@@ -2317,6 +2319,16 @@ func TestSecondSignalEndsTheProgramAtOnce(t *testing.T) {
 	// Not SIGINT again: a shell may have started this in the background with SIGINT ignored, and then it does nothing.
 	if code := p.end(syscall.SIGTERM); code != -1 {
 		t.Errorf("exit code %d, want the signal to have killed it; the log is\n%s", code, brief(p.log.String()))
+	}
+}
+
+// TestStopGoesOnWhenNobodyReadsTheLog: Ctrl-C ends the tee in "| tee log.txt" too.
+func TestStopGoesOnWhenNobodyReadsTheLog(t *testing.T) {
+	signalsWork(t)
+	p := startProcess(t)
+	p.stderr.Close()
+	if code := p.end(syscall.SIGTERM); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }
 
