@@ -1459,7 +1459,7 @@ func TestJournalIsReadOrStaysUntouched(t *testing.T) {
 	}{
 		"the start of a line":               {[]string{lineQueued, "{"}, done, torn},
 		"half a line in the id":             {[]string{lineQueued, `{"id":"aaaaa`}, done, torn},
-		"a line but for the line feed":      {[]string{lineQueued, lineSucceeded}, done, torn},
+		"a line but for the line feed":      {[]string{lineQueued, lineSucceeded}, done, `tasks=1 "run again"=0`},
 		"an older version's":                {[]string{replace(`"attempt":0`, `"crashes":1`), ""}, done, `tasks=1 "run again"=1`},
 		"a finished one":                    {[]string{lineSucceeded, ""}, done, `tasks=1 "run again"=0`},
 		"its Check would refuse it now":     {[]string{replace("echo", "refuse"), ""}, done, `"run again"=1`},
@@ -1475,7 +1475,7 @@ func TestJournalIsReadOrStaysUntouched(t *testing.T) {
 		"NULs at the end":                   {[]string{lineQueued, "\x00\x00"}, second, ""},
 		"named by mistake: notes":           {[]string{"my notes"}, first, ""},
 		"named by mistake: JSON":            {[]string{`{"1":"Boostcamp"}`}, first, ""},
-		"named by mistake: JSON with an id": {[]string{`{"id":"mine","name":"x"}`}, first, ""},
+		"named by mistake: JSON with an id": {[]string{`{"id":"customer-1","name":"x"}`}, first, ""},
 	} {
 		bubble(t, func(t *testing.T) {
 			log, lines := newLog()

@@ -76,8 +76,8 @@ type Config struct {
 	Log   *slog.Logger                // nil: slog.Default()
 }
 
-// Status is where a task is: queued, then running, then one of the other three for good. A
-// queued task may be canceled too.
+// Status is where a task is: queued, then running, then one of the other three for good. A queued
+// task may be canceled too; and with a journal a stop or a crash makes a running one queued again.
 type Status string
 
 const (
@@ -101,7 +101,7 @@ type Task struct {
 	Kind       string          `json:"kind"`
 	Status     Status          `json:"status"`
 	Attempt    int             `json:"attempt"`
-	Progress   float64         `json:"progress"` // 0 to 1, never backwards
+	Progress   float64         `json:"progress"` // 0 to 1, never backwards while it runs
 	Input      json.RawMessage `json:"input"`
 	Result     json.RawMessage `json:"result,omitempty"` // of one that succeeded
 	Error      json.RawMessage `json:"error,omitempty"`  // of one that failed or was canceled
@@ -190,8 +190,9 @@ func (t *Tasks) Start(journal string) error {
 	return nil
 }
 
-// Submit queues a task and returns at once. The error is Check's, ErrUnknownKind, ErrQueueFull,
-// or ErrNotAccepting: before Start, after Stop was called, and when the journal can't be written.
+// Submit queues a task and returns at once. The error is ErrUnknownKind, ErrQueueFull, Check's, or
+// that the input is no JSON; or ErrNotAccepting: before Start, after Stop was called, and when the
+// journal can't be written.
 func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	k, ok := t.config.Kinds[kind]
 	if !ok {
@@ -385,8 +386,9 @@ func encode(v any) (json.RawMessage, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Get returns a task. The error is ErrGone for one that was known once and is no longer, and
-// ErrNotFound for an id that was never given.
+// Get returns a task. The error is ErrGone for an id of this run that is forgotten, and for any
+// unknown one of another run; and ErrNotFound for a number that this run has not given yet, and
+// for what is no id.
 func (t *Tasks) Get(id string) (Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -397,8 +399,8 @@ func (t *Tasks) Get(id string) (Task, error) {
 	return j.Task, nil
 }
 
-// taskID is <run>-<number>, so that an id tells its own story: whether it was ever given can be
-// seen without a list of all that were.
+// taskID is <run>-<number>, so that an id tells its own story: whether this run has given it can be
+// seen without a list of all that it gave.
 var taskID = regexp.MustCompile(`^[a-z2-7]{8}-[1-9][0-9]{0,17}$`)
 
 // find returns a job, ErrGone or ErrNotFound. t.mu is held.
@@ -567,16 +569,17 @@ func (t *Tasks) cutOff() error {
 	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
 
-// The journal: a write-ahead log. Every change of a task is a line of JSON, the task as it is from
-// then on, written before anyone is told; Start reads the lines, and the last one of a task wins.
+// The journal: a write-ahead log. Every change of a task's status is a line of JSON, the task as it
+// is from then on, written before anyone is told; Start reads the lines, and the last one of a task
+// wins.
 //
 // What it promises: a task that was acknowledged is not lost when the program is killed. One that
-// had not finished runs again, so a task runs at least once. What it does not promise: to survive
-// a power loss (a line is not synced before Stop), or two programs on one file; nor to stay small
-// while the program runs: only Start compacts it.
+// had not finished runs again, unless it was running at three crashes in a row. What it does not
+// promise: to survive a power loss (a line is not synced before Stop), or two programs on one file;
+// nor to stay small while the program runs: only Start compacts it.
 //
-// Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; a
-// line that can't be written stops the acceptance of tasks.
+// Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; after
+// a line that can't be written no task is accepted or started.
 
 // maxAttempts is how many times in a row a task may be running when the program crashes. After
 // that the task is taken for the cause. A second signal, which kills, counts as a crash too.
@@ -624,7 +627,7 @@ func (t *Tasks) openJournal(path string) error {
 	if err := t.replay(f); err != nil {
 		return err
 	}
-	t.requeue()
+	t.resume()
 	f.Close() // Windows replaces no open file
 	if t.journal, err = t.compact(path); err != nil {
 		return fmt.Errorf("compact the journal: %w", err)
@@ -633,21 +636,20 @@ func (t *Tasks) openJournal(path string) error {
 	return nil
 }
 
-// torn matches half a line that may be one of a journal: a write that the end of the program cut
-// off, so that nobody was told. A last line of any other kind means that another file was named.
-var torn = regexp.MustCompile(`^\{"id":"([^"]*$|[a-z2-7]{8}-[1-9][0-9]{0,17}")`)
-
-// replay reads the file, line by line, and keeps what retention keeps.
+// replay reads the file, line by line, and keeps what retention keeps. Half a line at its end is a
+// write that the end of the program cut off, so that nobody was told; but if it does not begin as a
+// line of a journal does, another file was named.
 func (t *Tasks) replay(f *os.File) error {
 	r := bufio.NewReader(f) // not a bufio.Scanner: it ends at a line of 64 KiB, silently
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
+		const begin = `{"id":"`
 		switch {
-		case err == nil:
-			err = t.restore(line)
 		case err == io.EOF && len(line) == 0:
 			return nil
-		case err == io.EOF && (torn.Match(line) || strings.HasPrefix(`{"id":"`, string(line))):
+		case err == nil || err == io.EOF && json.Valid(line): // whole, but for a line feed that an editor took
+			err = t.restore(line)
+		case err == io.EOF && (bytes.HasPrefix(line, []byte(begin)) || strings.HasPrefix(begin, string(line))):
 			t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
 			return nil
 		case err == io.EOF:
@@ -680,9 +682,9 @@ func (t *Tasks) restore(line []byte) error {
 	return nil
 }
 
-// requeue puts what replay has kept in order, and what had not finished in the queue. A task that
+// resume puts what replay has kept in order, and what had not finished in the queue. A task that
 // was running at three crashes in a row is failed instead.
-func (t *Tasks) requeue() {
+func (t *Tasks) resume() {
 	jobs := slices.SortedFunc(maps.Values(t.jobs), func(a, b *job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), len(a.ID)-len(b.ID), strings.Compare(a.ID, b.ID))
 	})
