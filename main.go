@@ -1,5 +1,5 @@
-// Plainapi is FastAPI's advanced lecture in plain net/http: routers, error handling, background
-// tasks, and startup and shutdown events, with the standard library alone.
+// Plainapi is the advanced lecture of a FastAPI course, in plain net/http: routers, error handling,
+// background tasks, and startup and shutdown events, with the standard library alone.
 //
 //	go run .        # then open http://localhost:8000/docs
 //	go test ./...
@@ -91,7 +91,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs.StringVar(&c.journal, "journal", "", "the `file` that tasks survive a crash in; none: in memory only")
 	fs.StringVar(&c.items, "items", "", "a JSON `file` with the items, {\"1\": \"name\"}; none: the lecture's")
 	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a stop may take")
-	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on when its tasks have drained")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on after the drain")
 	fs.StringVar(&c.log, "log", "text", "the log's `format`, text or json")
 	if err := fs.Parse(args); err != nil {
 		return c, err // Parse has printed it, and the usage
@@ -99,6 +99,8 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	switch {
 	case fs.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	case c.addr == "":
+		err = errors.New("-addr must not be empty") // it would be any port, for all the world
 	case c.workers < 1 || c.workers > 1000:
 		err = errors.New("-workers must be between 1 and 1000")
 	case c.queue < 1 || c.keep < 1:
@@ -117,8 +119,8 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 
 // A request may take readTimeout to arrive, and its reply writeTimeout from the end of its header.
 // The first is the shorter one, so that a body that came too slowly can still be answered; and it
-// is shorter than -grace, so that half a body does not hold up a stop. A waiting poll extends the
-// second.
+// is shorter than -grace is by default, so that half a body is answered within it, too. A waiting
+// poll extends the second.
 const (
 	readTimeout  = 15 * time.Second
 	writeTimeout = 30 * time.Second
@@ -445,26 +447,23 @@ func (a *app) taskError(err error) error {
 		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
 		return Invalid(FieldError{[]string{"body", "kind"}, "must be a kind of task: " + names})
 	}
-	for _, e := range []struct {
-		err    error
-		status int
-	}{
-		{ErrNotFound, http.StatusNotFound},
-		{ErrGone, http.StatusGone},
-		{ErrFinished, http.StatusConflict},
-		{ErrCanceled, http.StatusConflict},
-		{ErrQueueFull, http.StatusServiceUnavailable},
-		{ErrNotAccepting, http.StatusServiceUnavailable},
-		{ErrStopped, http.StatusServiceUnavailable},
-		{ErrCrashed, http.StatusInternalServerError},
-		{ErrKindGone, http.StatusInternalServerError},
+	for e, status := range map[error]int{
+		ErrNotFound:     http.StatusNotFound,
+		ErrGone:         http.StatusGone,
+		ErrFinished:     http.StatusConflict,
+		ErrCanceled:     http.StatusConflict,
+		ErrQueueFull:    http.StatusServiceUnavailable,
+		ErrNotAccepting: http.StatusServiceUnavailable,
+		ErrStopped:      http.StatusServiceUnavailable,
+		ErrCrashed:      http.StatusInternalServerError,
+		ErrKindGone:     http.StatusInternalServerError,
 	} {
-		if errors.Is(err, e.err) {
-			he := Errorf(e.status, "%v", e.err)
-			if e.status == http.StatusServiceUnavailable {
+		if errors.Is(err, e) {
+			he := Errorf(status, "%v", e)
+			if status == http.StatusServiceUnavailable {
 				he.Header.Set("Retry-After", "1")
 			}
-			if err != e.err { // the log can be told more
+			if err != e { // the log can be told more
 				he = he.Because(err)
 			}
 			return he
@@ -485,7 +484,7 @@ func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
 
 func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 	if !a.lifecycle.Ready() || !a.tasks.Ready() {
-		e := Errorf(http.StatusServiceUnavailable, "not ready: starting, stopping, or without a journal")
+		e := Errorf(http.StatusServiceUnavailable, "not ready: stopping, or without a journal")
 		e.Header.Set("Retry-After", "1")
 		return e
 	}

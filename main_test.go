@@ -2223,6 +2223,7 @@ func TestRunThatFailsSaysWhy(t *testing.T) {
 		log  string // a regexp
 	}{
 		{"-nope", 2, "flag provided but not defined: -nope" + usage},
+		{"-addr=", 2, "-addr must not be empty" + usage},
 		{"-workers 0", 2, "-workers must be between 1 and 1000" + usage},
 		{"-workers 1001", 2, "-workers must be between 1 and 1000" + usage},
 		{"-queue 0", 2, "-queue and -keep must be at least 1" + usage},
