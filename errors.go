@@ -23,10 +23,10 @@
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
 // An error that an Endpoint returns, and a panic below Observe, becomes an RFC 9457 problem; if the
-// reply has begun, the connection is cut off. An HTTPError says what the client may know; any other
-// error is a 500 that says nothing but the request id, under which the log has the cause. What a
-// ServeMux answers itself, a 404 or a 405, is plain text, and so is what net/http refuses before a
-// handler runs.
+// reply has begun, or the client has gone, the connection is cut off. An HTTPError says what the
+// client may know. A body that is too large is a 413. Any other error is a 500 that says nothing
+// but the request id, under which the log has the cause. What a ServeMux answers itself, a 404 or
+// a 405, is plain text, and so is what net/http refuses before a handler runs.
 //
 // This file imports the standard library alone. To use it elsewhere, copy it and write your own
 // package clause; it needs Go 1.26.
@@ -117,8 +117,8 @@ type Problem struct {
 	RequestID string       `json:"request_id,omitzero"`
 }
 
-// NewProblem returns what a client may know of err: all of an HTTPError but its cause, that a
-// body was too large, and of any other error only that the server failed.
+// NewProblem returns what a client may know of err: the status, the detail and the fields of an
+// HTTPError, that a body was too large, and of any other error only that the server failed.
 func NewProblem(err error) Problem {
 	e := publicError(err)
 	return Problem{

@@ -1,11 +1,11 @@
 // Lesson 1: which URL reaches which function?
 //
-// The lecture says: APIRouter is a small FastAPI. Give it a prefix and tags, put the routes of
-// one topic on it, and include it in the app:
+// The lecture says: APIRouter is a small FastAPI. Give it a prefix, put the routes of one topic on
+// it, with a tag, and include it in the app:
 //
-//	user_router = APIRouter(prefix="/users", tags=["users"])
+//	user_router = APIRouter(prefix="/users")
 //
-//	@user_router.get("/{username}")
+//	@user_router.get("/{username}", tags=["users"])
 //	def read_user(username: str): ...
 //
 //	app.include_router(user_router)
@@ -41,7 +41,6 @@ import (
 	"strings"
 	"sync"
 	"unicode"
-	"unicode/utf8"
 )
 
 // Router is a set of routes under one prefix: FastAPI's APIRouter. Fill it and include it in
@@ -98,7 +97,7 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 
 // Handle registers h for a method. The Route it returns may be given a Summary or an Example.
 // It panics on a path that is no pattern, on a bad method and on a nil handler, so that the stack
-// names the line with the mistake.
+// names the line with the mistake. Only Handler sees that neither a prefix nor a path is given.
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
 	if path != "" && path[0] != '/' {
@@ -157,8 +156,8 @@ func (rt *Router) Handler() http.Handler {
 	mux := http.NewServeMux()
 	rt.fill(mux, "", nil)
 	methods := []string{http.MethodHead} // a ServeMux answers it wherever GET is
-	for _, r := range rt.Routes() {
-		methods = append(methods, r.Method)
+	for _, route := range rt.Routes() {
+		methods = append(methods, route.Method)
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
@@ -166,7 +165,7 @@ func (rt *Router) Handler() http.Handler {
 	// What no route fits comes to "/", which is the least specific pattern there is. A ServeMux
 	// would answer 404 and 405 itself, in plain text; with a catch-all it takes every 405 for a
 	// 404 (golang/go#65648), so this one asks the mux which other methods the path allows.
-	none := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	catchAll := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Pattern = "" // the catch-all is no route
 		var allow []string
 		for _, method := range methods {
@@ -185,12 +184,12 @@ func (rt *Router) Handler() http.Handler {
 		}
 		rt.NoMatch.ServeHTTP(w, r)
 	})
-	mux.Handle("/", none)
+	mux.Handle("/", catchAll)
 
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Neither CONNECT nor the target * names a path, and ServeMux would answer in its own way.
 		if r.RequestURI == "*" || r.Method == http.MethodConnect {
-			none.ServeHTTP(w, r)
+			catchAll.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -204,24 +203,24 @@ func (rt *Router) Handler() http.Handler {
 // below it, for all methods: the 405 of a route beside it becomes a 404, and "/{user}/settings"
 // beside "/v1/" a conflict. And http.StripPrefix copies the request, and cuts the prefix out of
 // redirects and r.Pattern.
-func (rt *Router) fill(outermost *http.ServeMux, prefix string, around []func(http.Handler) http.Handler) {
+func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func(http.Handler) http.Handler) {
 	inner := http.NewServeMux()
 	prefix += rt.prefix
-	around = slices.Concat(around, rt.middleware)
+	middleware := slices.Concat(inherited, rt.middleware)
 	for _, r := range rt.routes {
 		pattern := r.Method + " " + prefix + r.Path
 		if strings.HasSuffix(pattern, "/") {
 			pattern += "{$}" // exactly this path: a bare slash would match all that is below it
 		}
 		h := r.handler
-		for _, wrap := range slices.Backward(around) {
+		for _, wrap := range slices.Backward(middleware) {
 			h = wrap(h)
 		}
 		inner.Handle(pattern, h)
 		outermost.Handle(pattern, inner)
 	}
 	for _, sub := range rt.subs {
-		sub.fill(outermost, prefix, around)
+		sub.fill(outermost, prefix, middleware)
 	}
 }
 
@@ -240,8 +239,9 @@ func summary(h http.Handler) string {
 	if strings.Trim(strings.TrimPrefix(name, "func"), "0123456789") == "" {
 		return "" // a closure: "func1"
 	}
-	first, size := utf8.DecodeRuneInString(name)
-	return string(unicode.ToUpper(first)) + capital.ReplaceAllString(name[size:], "$1 $2")
+	words := []rune(capital.ReplaceAllString(name, "$1 $2"))
+	words[0] = unicode.ToUpper(words[0])
+	return string(words)
 }
 
 // Docs serves a page that lists the routes of rt and tries them out: FastAPI's /docs. It loads
