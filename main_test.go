@@ -12,13 +12,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -38,6 +36,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 	"unicode/utf8"
@@ -102,6 +101,20 @@ func brief(s string) string {
 	return s
 }
 
+func fatalIf(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantEqual(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s:\ngot  %s\nwant %s", brief(what), brief(fmt.Sprintf("%+v", got)), brief(fmt.Sprintf("%+v", want)))
+	}
+}
+
 // bubble runs f in a synctest bubble, where time passes when everything waits. If everything waits
 // for something else than time, that fails the test and not, as a panic would, all of them.
 func bubble(t *testing.T, f func(*testing.T)) {
@@ -118,29 +131,16 @@ func bubble(t *testing.T, f func(*testing.T)) {
 // mustPanic returns what f panics with.
 func mustPanic(t *testing.T, f func()) (message string) {
 	t.Helper()
-	defer func() {
-		t.Helper()
-		p := recover()
-		if p == nil {
-			t.Fatal("no panic")
-		}
-		message = fmt.Sprint(p)
-	}()
+	defer func() { message = fmt.Sprint(recover()) }()
 	f()
+	t.Fatal("no panic")
 	return ""
 }
-
-// discardWriter is a ResponseWriter that does nothing, for benchmarks.
-type discardWriter struct{ header http.Header }
-
-func (w discardWriter) Header() http.Header         { return w.header }
-func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
-func (w discardWriter) WriteHeader(int)             {}
 
 func benchmarkHandler(b *testing.B, h http.Handler, target string) {
 	b.ReportAllocs()
 	r := httptest.NewRequest("GET", target, nil)
-	w := discardWriter{http.Header{}}
+	w := &httptest.ResponseRecorder{} // without a Body, which drops what is written
 	for b.Loop() {
 		h.ServeHTTP(w, r)
 	}
@@ -167,14 +167,13 @@ func ExampleRouter() {
 	// GET /users/{username}: Rick
 }
 
-var wildcard = regexp.MustCompile(`\{(\w+)(\.\.\.)?\}`)
+var wildcard = regexp.MustCompile(`\{\w+\}`)
 
-// reveal answers with the pattern that fitted, and with what its wildcards took.
+// reveal answers with the pattern that fitted, and what its wildcards took: "GET /users/{username}=Rick".
 var reveal = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-	io.WriteString(w, r.Pattern)
-	for _, name := range wildcard.FindAllStringSubmatch(r.Pattern, -1) {
-		fmt.Fprintf(w, " %s=%s", name[1], r.PathValue(name[1]))
-	}
+	io.WriteString(w, wildcard.ReplaceAllStringFunc(r.Pattern, func(name string) string {
+		return name + "=" + r.PathValue(strings.Trim(name, "{}"))
+	}))
 })
 
 // routerOf makes a Router of routes, each a string such as "GET /{id}", and of other routers.
@@ -192,24 +191,15 @@ func routerOf(prefix string, parts ...any) *Router {
 }
 
 // transcript sends requests to h and checks the answers. A line is "GET /path: " and the status,
-// and behind it where a redirect leads to, or what a 405 allows in brackets, and the body.
+// and behind it where a redirect leads to, or else what a 405 allows, or else the body.
 func transcript(t *testing.T, h http.Handler, lines ...string) {
 	t.Helper()
 	for _, want := range lines {
 		request, _, _ := strings.Cut(want, ": ")
 		method, target, _ := strings.Cut(request, " ")
 		w := do(h, method, target, "")
-		got := fmt.Sprintf("%s: %d", request, w.Code)
-		if to := w.Header().Get("Location"); to != "" {
-			got += " to " + to
-		} else if allow := w.Header().Get("Allow"); allow != "" {
-			got += " [" + allow + "] " + w.Body.String()
-		} else {
-			got += " " + w.Body.String()
-		}
-		if got = strings.TrimSpace(got); got != want {
-			t.Errorf("got %s\nwant %s", brief(got), want)
-		}
+		said := cmp.Or(w.Header().Get("Location"), w.Header().Get("Allow"), strings.TrimSpace(w.Body.String()))
+		wantEqual(t, "the reply", fmt.Sprintf("%s: %d %s", request, w.Code, said), want)
 	}
 }
 
@@ -217,17 +207,16 @@ func TestRouterAnswers(t *testing.T) {
 	b := routerOf("/b")
 	c := routerOf("/c", "GET /{x}")
 	root := routerOf("",
-		"GET /top",
 		routerOf("/users", "GET /", "GET /{username}", "POST /{username}"),
-		routerOf("/users", "DELETE /{username}", "GET /{username}/files/{path...}"),
+		routerOf("/users", "DELETE /{username}"),
 		routerOf("/bare", routerOf("", "GET "), "POST ", "GET /{id}"),
-		routerOf("/t/{tenant}", routerOf("/items", "GET /", "GET /{id}")),
-		routerOf("/end", "GET /{$}", "POST /x"),
-		routerOf("/a", "GET /b/special", b), // below the prefix of another router
+		routerOf("/t/{tenant}", routerOf("/items", "GET /{$}", "GET /{id}")),
+		routerOf("/a", b),
 		c,
 	)
 	b.Include(c) // a second time, in a router that is included already
 	b.Get("/late", reveal)
+	b.NoMatch = reveal // it is not the outermost router's, and never asked
 	root.Get("/own404", http.NotFoundHandler())
 	root.NoMatch = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusTeapot) // the status is NoMatch's alone to say
@@ -236,188 +225,116 @@ func TestRouterAnswers(t *testing.T) {
 	h := root.Handler()
 
 	transcript(t, h, // what a route fits
-		"GET /top: 200 GET /top",
 		"GET /users/: 200 GET /users/{$}",
-		"GET /users/Rick: 200 GET /users/{username} username=Rick",
-		"HEAD /users/Rick: 200 GET /users/{username} username=Rick", // net/http sends no body
-		"POST /users/Rick: 200 POST /users/{username} username=Rick",
-		"DELETE /users/Rick: 200 DELETE /users/{username} username=Rick",
-		"GET /users/Rick/files/a/b: 200 GET /users/{username}/files/{path...} username=Rick path=a/b",
-		"GET /users/a%252Fb%20%EB%B3%80: 200 GET /users/{username} username=a%2Fb 변",
+		"GET /users/Rick: 200 GET /users/{username}=Rick",
+		"HEAD /users/Rick: 200 GET /users/{username}=Rick", // net/http sends no body
+		"DELETE /users/Rick: 200 DELETE /users/{username}=Rick",
 		"GET /bare: 200 GET /bare",
-		"POST /bare: 200 POST /bare",
-		"GET /t/acme/items/: 200 GET /t/{tenant}/items/{$} tenant=acme",
-		"GET /t/a%2Fc/items/7: 200 GET /t/{tenant}/items/{id} tenant=a/c id=7",
-		"GET /end/: 200 GET /end/{$}",
-		"GET /a/b/c/1: 200 GET /a/b/c/{x} x=1",
-		"GET /c/1: 200 GET /c/{x} x=1",
+		"GET /t/acme/items/: 200 GET /t/{tenant}=acme/items/{$}",
+		"GET /t/a%252F%2F%EB%B3%80/items/7: 200 GET /t/{tenant}=a%2F/변/items/{id}=7",
+		"GET /c/1: 200 GET /c/{x}=1",
+		"GET /a/b/c/1: 200 GET /a/b/c/{x}=1",
 		"GET /a/b/late: 200 GET /a/b/late",
-		"GET /a/b/special: 200 GET /a/b/special",
 		"GET /own404: 404 404 page not found", // the handler's own, and so no case for NoMatch
 	)
 	transcript(t, h, // what is redirected to a route
-		"GET /users?a=1&b=%20: 307 to /users/?a=1&b=%20",
-		"GET /t/acme/items: 307 to /t/acme/items/",
-		"GET /end: 307 to /end/",
-		"GET /users/../top: 307 to /top",
-		"GET //evil.example/users: 307 to /evil.example/users",
+		"GET /t/acme/items?a=1&b=%20: 307 /t/acme/items/?a=1&b=%20",
+		"GET //evil.example/users: 307 /evil.example/users",
 	)
 	transcript(t, h, // what is NoMatch's
 		"GET /: 418 none",
-		"GET /nope: 418 none",
-		"GET /users/Rick/: 418 none",
 		"GET /users/a/b: 418 none",
 		"GET /bare/: 418 none",
-		"GET /t/acme/orders/7: 418 none",
+		"GET /a/b/: 418 none",
 		"GET *: 418 none",
-		"DELETE /top: 418 [GET, HEAD] none",
-		"CONNECT /top: 418 [GET, HEAD] none",
 		"CONNECT example.com:443: 418 none",
-		"PUT /users/Rick: 418 [DELETE, GET, HEAD, POST] none",
-		"GET /end/x: 418 [POST] none",
-		"POST /users: 418 [GET, HEAD] none", // no redirect to a path that has no POST
-		"DELETE /bare: 418 [GET, HEAD, POST] none",
-		"OPTIONS /bare: 418 [GET, HEAD, POST] none",
+		"POST /users: 418 GET, HEAD", // no redirect to a path that has no POST
+		"PUT /users/a%2Fb: 418 DELETE, GET, HEAD, POST",
+		"OPTIONS /bare: 418 GET, HEAD, POST",
 	)
 }
 
 // TestRouterTakesWhatOneServeMuxTakes: prefixes, and wildcards that seem to be in their way.
 func TestRouterTakesWhatOneServeMuxTakes(t *testing.T) {
-	transcript(t, routerOf("", routerOf("/users", "GET /"), routerOf("/{tenant}", "GET /items")).Handler(),
-		"GET /users: 307 to /users/",
-		"GET /users/items: 200 GET /{tenant}/items tenant=users",
-		"DELETE /users: 405 [GET, HEAD] Method Not Allowed",
-		"GET /nope: 404 Not Found",
+	root := routerOf("", "GET /{page}", "GET /{user}/settings",
+		routerOf("/v1", "POST ", "GET /items"),
+		routerOf("/users", "DELETE /me", routerOf("/{id}", "DELETE ", "GET /posts"), routerOf("/me", "GET /posts")),
 	)
-	transcript(t, routerOf("", "GET /{user}/settings", routerOf("/v1", "GET /items")).Handler(),
+	transcript(t, root.Handler(),
 		"GET /v1/items: 200 GET /v1/items",
-		"GET /v1/settings: 200 GET /{user}/settings user=v1",
-		"GET /rick/settings: 200 GET /{user}/settings user=rick",
-	)
-	transcript(t, routerOf("", "GET /{file...}", routerOf("/users", "GET /{id}"), routerOf("/tasks", "POST ")).Handler(),
-		"GET /app.js: 200 GET /{file...} file=app.js",
-		"GET /users/7: 200 GET /users/{id} id=7",
-		"POST /tasks: 200 POST /tasks",
-		"DELETE /tasks: 405 [GET, HEAD, POST] Method Not Allowed",
-	)
-	transcript(t, routerOf("", "GET /{page}", routerOf("/v1", "POST ", "GET /{id}")).Handler(),
-		"GET /about: 200 GET /{page} page=about",
-		"GET /v1: 200 GET /{page} page=v1",
-	)
-	users := routerOf("/users", "DELETE /me", routerOf("/{id}", "DELETE ", "GET /posts"), routerOf("/me", "GET /posts"))
-	transcript(t, users.Handler(),
+		"GET /v1/settings: 200 GET /{user}=v1/settings",
+		"GET /v1: 200 GET /{page}=v1",
+		"DELETE /v1: 405 GET, HEAD, POST",
+		"DELETE /v1/settings: 405 GET, HEAD",
 		"DELETE /users/me: 200 DELETE /users/me",
+		"GET /users/me: 405 DELETE",
 		"GET /users/me/posts: 200 GET /users/me/posts",
 	)
-	transcript(t, routerOf("", "HEAD /{x}", routerOf("/a", "GET /x")).Handler(),
-		"GET /a/x: 200 GET /a/x",
-		"GET /x: 405 [HEAD] Method Not Allowed",
+	root = routerOf("", routerOf("/users", "GET /"), routerOf("/{tenant}", "GET /items"))
+	transcript(t, root.Handler(),
+		"GET /users: 307 /users/",
+		"GET /users/items: 200 GET /{tenant}=users/items",
 	)
-}
-
-// TestRouterOfTwoHundredRoutes: every route is reached, and every other method is a 405 that
-// names the right ones.
-func TestRouterOfTwoHundredRoutes(t *testing.T) {
-	root := routerOf("")
-	for i := range 25 {
-		root.Include(routerOf(fmt.Sprintf("/r%d", i), "GET /", "GET /{id}", "PUT /{id}", "DELETE /{id}",
-			routerOf("/{id}/parts", "GET ", "POST ", "GET /{part...}", "DELETE /{part}/last")))
-	}
-	h := root.Handler()
-	allow := map[string][]string{}
-	for _, r := range root.Routes() {
-		path := wildcard.ReplaceAllString(r.Path, "x")
-		if w := do(h, r.Method, path, ""); w.Code != 200 || !strings.HasPrefix(w.Body.String(), r.Method+" "+r.Path) {
-			t.Fatalf("%s %s: got %d %s", r.Method, path, w.Code, brief(w.Body.String()))
-		}
-		allow[path] = append(allow[path], r.Method)
-		if r.Method == "GET" || strings.HasSuffix(path, "/last") { // which is below {part...} too
-			allow[path] = append(allow[path], "GET", "HEAD")
-		}
-	}
-	for path, methods := range allow {
-		if t.Failed() {
-			break // one of two hundred is enough
-		}
-		slices.Sort(methods)
-		methods = slices.Compact(methods)
-		transcript(t, h, fmt.Sprintf("PATCH %s: 405 [%s] Method Not Allowed", path, strings.Join(methods, ", ")))
-	}
 }
 
 // TestRouterMiddleware: it runs behind the match, in order, and is made once for each route.
 func TestRouterMiddleware(t *testing.T) {
-	var made, calls []string
+	made := 0
 	note := func(name string) func(http.Handler) http.Handler {
 		return func(next http.Handler) http.Handler {
-			made = append(made, name)
+			made++
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				calls = append(calls, name+" "+r.Pattern)
+				fmt.Fprintf(w, "%s %s, ", name, r.Pattern)
+				r.URL.Path = "/elsewhere" // too late to change the route
 				next.ServeHTTP(w, r)
 			})
 		}
 	}
-	sub := routerOf("/sub", "GET /{x}/")
+	sub := routerOf("/sub", "GET /")
 	sub.Use(note("3"), note("4")) // after the route, and still around it
 	root := routerOf("", "GET /y", sub)
 	root.Use(note("1"))
 	root.Use(note("2"))
-	h := root.Handler()
-	for _, tt := range []struct {
-		method, target string
-		want           []string
-	}{
-		{"GET", "/sub/a/", []string{"1 GET /sub/{x}/{$}", "2 GET /sub/{x}/{$}", "3 GET /sub/{x}/{$}", "4 GET /sub/{x}/{$}"}},
-		{"GET", "/y", []string{"1 GET /y", "2 GET /y"}},
-		{"GET", "/sub/a", nil}, // a redirect
-		{"GET", "/sub/a/b", nil},
-		{"POST", "/sub/a/", nil},
-	} {
-		calls = nil
-		if do(h, tt.method, tt.target, ""); !slices.Equal(calls, tt.want) {
-			t.Errorf("%s %s: got %q, want %q", tt.method, tt.target, calls, tt.want)
-		}
-	}
-	if slices.Sort(made); strings.Join(made, "") != "112234" {
-		t.Errorf("the middleware was called as %q, want each once for each route below it", made)
-	}
+	transcript(t, root.Handler(),
+		"GET /sub/: 200 1 GET /sub/{$}, 2 GET /sub/{$}, 3 GET /sub/{$}, 4 GET /sub/{$}, GET /sub/{$}",
+		"GET /y: 200 1 GET /y, 2 GET /y, GET /y",
+		"GET /sub: 307 /sub/",
+		"GET /sub/a: 404 Not Found",
+		"POST /sub/: 405 GET, HEAD",
+	)
+	wantEqual(t, "calls of middleware: each once for each route below it", made, 6)
 }
 
 type namedHandlers struct{}
 
 func (namedHandlers) readUserID(http.ResponseWriter, *http.Request) {}
-func read_user(http.ResponseWriter, *http.Request)                  {}
+func read_user[T any](http.ResponseWriter, *http.Request)           {}
 
 func TestRoutesIsTheWholeTable(t *testing.T) {
-	root, outer := NewRouter("", "a", "l", "l"), NewRouter("/outer", "out")
+	root, outer := NewRouter("", "a", "b", "c"), NewRouter("/outer", "out")
 	inner, last := NewRouter("/{in}", "in"), NewRouter("/last", "last")
 	inner.Get("/", http.HandlerFunc(namedHandlers{}.readUserID))
-	inner.Handle("PATCH", "", http.HandlerFunc(read_user)).Example = `{}`
+	inner.Handle("PATCH", "", http.HandlerFunc(read_user[int])).Example = `{}`
 	outer.Delete("/x", struct{ http.Handler }{})
-	outer.Get("/y", http.HandlerFunc(read_user)).Summary = "Mine"
 	last.Post("", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	outer.Include(inner)
 	outer.Include(last)
 	root.Include(outer)
-	root.Include(inner)
+	root.Include(last)
 	root.Use(nil) // Handler would panic: no middleware is called for a list
 	want := []string{
-		`{"method":"DELETE","path":"/outer/x","tags":["a","l","l","out"],"summary":"","example":""}`,
-		`{"method":"GET","path":"/outer/y","tags":["a","l","l","out"],"summary":"Mine","example":""}`,
-		`{"method":"GET","path":"/outer/{in}/","tags":["a","l","l","out","in"],"summary":"Read User ID","example":""}`,
-		`{"method":"PATCH","path":"/outer/{in}","tags":["a","l","l","out","in"],"summary":"Read_user","example":"{}"}`,
-		`{"method":"POST","path":"/outer/last","tags":["a","l","l","out","last"],"summary":"","example":""}`,
-		`{"method":"GET","path":"/{in}/","tags":["a","l","l","in"],"summary":"Read User ID","example":""}`,
-		`{"method":"PATCH","path":"/{in}","tags":["a","l","l","in"],"summary":"Read_user","example":"{}"}`,
+		`{"method":"DELETE","path":"/outer/x","tags":["a","b","c","out"],"summary":"","example":""}`,
+		`{"method":"GET","path":"/outer/{in}/","tags":["a","b","c","out","in"],"summary":"Read User ID","example":""}`,
+		`{"method":"PATCH","path":"/outer/{in}","tags":["a","b","c","out","in"],"summary":"Read_user","example":"{}"}`,
+		`{"method":"POST","path":"/outer/last","tags":["a","b","c","out","last"],"summary":"","example":""}`,
+		`{"method":"POST","path":"/last","tags":["a","b","c","last"],"summary":"","example":""}`,
 	}
 	var got []string
 	for _, r := range root.Routes() {
 		line, _ := json.Marshal(r)
 		got = append(got, string(line))
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
+	wantEqual(t, "the routes", strings.Join(got, "\n"), strings.Join(want, "\n"))
 }
 
 func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
@@ -427,18 +344,17 @@ func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
 	}{
 		{"prefix without a slash", `router "users"`, func() { NewRouter("users") }},
 		{"prefix that ends with a slash", `router "/users/"`, func() { NewRouter("/users/") }},
-		{"half a wildcard in the prefix", `"GET /{x/"`, func() { NewRouter("/{x") }},
 		{"wildcard of many segments in the prefix", `"GET /{x...}/"`, func() { NewRouter("/{x...}") }},
 		{"path without a slash", "route GET /ux: a path starts with a slash", func() { NewRouter("/u").Get("x", reveal) }},
 		{"bad wildcard", `"GET /u/{id"`, func() { NewRouter("/u").Get("/{id", reveal) }},
 		{"no method", "route  /u/x", func() { NewRouter("/u").Handle("", "/x", reveal) }},
 		{"space in the method", "route G T /u/x", func() { NewRouter("/u").Handle("G T", "/x", reveal) }},
 		{"tab in the method", "route G\tT /u/x", func() { NewRouter("/u").Handle("G\tT", "/x", reveal) }},
+		{"CONNECT", "route CONNECT /u/x", func() { NewRouter("/u").Handle("CONNECT", "/x", reveal) }},
 		{"nil handler", "route GET /u/x: the handler is nil", func() { NewRouter("/u").Get("/x", nil) }},
 		{"nil func", "route GET /u/x: the handler is nil", func() { NewRouter("/u").Get("/x", http.HandlerFunc(nil)) }},
 		{"neither prefix nor path", `"GET "`, func() { routerOf("", "GET ").Handler() }},
-		{"duplicate", `"GET /x"`, func() { routerOf("", "GET /x", routerOf("", "GET /x")).Handler() }},
-		{"conflict", `"GET /u/a/{y}"`, func() { routerOf("/u", "GET /{x}/b", "GET /a/{y}").Handler() }},
+		{"conflict", `"GET /u/a/{y}"`, func() { routerOf("/u", "GET /{x}/b", routerOf("/a", "GET /{y}")).Handler() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := mustPanic(t, tt.line); !strings.Contains(got, tt.want) {
@@ -452,28 +368,22 @@ func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
 // the script element that it is in.
 func TestDocsListsTheRoutes(t *testing.T) {
 	root := NewRouter("")
-	root.Get("/docs", root.Docs())
-	h := root.Handler()
+	docs := root.Docs()
+	root.Post("/later", reveal).Example = "</script><script>alert(1)</script><!--<script>"
 	root.Use(nil) // no middleware is called for a page
-	later := NewRouter("/later", "</script>")
-	later.Post("", reveal).Example = "</script><script>alert(1)</script><!--<script>"
-	root.Include(later)
-
-	w := do(h, "GET", "/docs", "")
-	if w.Code != 200 || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
-		t.Fatalf("got %d %s, want a page", w.Code, w.Header())
-	}
-	table, _ := json.Marshal(root.Routes()) // with \u003c for <
-	m := regexp.MustCompile(`(?s)<script[^>]*application/json[^>]*>(.*?)</script>`).FindStringSubmatch(w.Body.String())
-	if m == nil || m[1] != string(table) {
-		t.Errorf("the page lists\n%s, want\n%s", brief(strings.Join(m, "\n")), table)
-	}
+	w := do(docs, "GET", "/docs", "")
+	wantEqual(t, "the type of the page", w.Header().Get("Content-Type"), "text/html; charset=utf-8")
+	_, got, _ := strings.Cut(w.Body.String(), `<script type="application/json" id="routes">`)
+	got, _, _ = strings.Cut(got, "</script>")
+	want, _ := json.Marshal(root.Routes()) // with \u003c for <
+	wantEqual(t, "the routes in the page", got, string(want))
 }
 
 func TestDocsPolicyLetsNothingRunButThePagesOwn(t *testing.T) {
 	w := do(NewRouter("").Docs(), "GET", "/docs", "")
 	want := []string{
 		"base-uri 'none'", "connect-src 'self'", "default-src 'none'", "form-action 'none'", "frame-ancestors 'none'",
+		"img-src data:", // an icon in the page
 	}
 	inline := regexp.MustCompile(`(?s)<(script|style)([^>]*)>(.*?)</(?:script|style)>`)
 	for _, m := range inline.FindAllStringSubmatch(w.Body.String(), -1) {
@@ -484,41 +394,32 @@ func TestDocsPolicyLetsNothingRunButThePagesOwn(t *testing.T) {
 		want = append(want, m[1]+"-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
 	}
 	got := slices.Sorted(strings.SplitSeq(w.Header().Get("Content-Security-Policy"), "; "))
-	got = slices.DeleteFunc(got, func(s string) bool { return s == "img-src data:" }) // an icon in the page
-	if slices.Sort(want); !slices.Equal(got, want) {
-		t.Errorf("the policy is\n%s, want\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
+	slices.Sort(want)
+	wantEqual(t, "the policy", got, want)
 	// What the policy would block must not be there to begin with.
-	if s := regexp.MustCompile(`<[^>]*\s(on[a-z]+|style|src)=|innerHTML|https?://`).FindString(w.Body.String()); s != "" {
-		t.Errorf("the page holds %q", brief(s))
-	}
+	blocked := regexp.MustCompile(`<[^>]*\s(on[a-z]+|style|src)=|innerHTML|https?://`)
+	wantEqual(t, "what is blocked, and there", blocked.FindString(w.Body.String()), "")
 }
 
-// BenchmarkRouter sets a Router beside ServeMuxes that are nested with StripPrefix, and beside one
-// ServeMux with all patterns in it.
+// BenchmarkRouter sets a Router beside ServeMuxes that are nested with StripPrefix.
 func BenchmarkRouter(b *testing.B) {
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
-	mux := func(pattern string, h http.Handler) http.Handler {
+	mount := func(prefix string, h http.Handler) http.Handler {
 		mux := http.NewServeMux()
-		mux.Handle(pattern, h)
+		mux.Handle(prefix+"/", http.StripPrefix(prefix, h))
 		return mux
 	}
-	mount := func(prefix string, h http.Handler) http.Handler {
-		return mux(prefix+"/", http.StripPrefix(prefix, h))
-	}
-	users := NewRouter("/users")
+	users, mux := NewRouter("/users"), http.NewServeMux()
 	users.Get("/{username}", ok)
-	nested := mount("/users", mux("GET /{username}", ok))
+	mux.Handle("GET /{username}", ok)
 	for _, bb := range []struct {
 		name, target string
 		h            http.Handler
 	}{
-		{"one level/Router", "/users/Rick", routerOf("", users).Handler()},
-		{"one level/StripPrefix", "/users/Rick", nested},
-		{"one level/one ServeMux", "/users/Rick", mux("GET /users/{username}", ok)},
-		{"two levels/Router", "/v1/users/Rick", routerOf("", routerOf("/v1", users)).Handler()},
-		{"two levels/StripPrefix", "/v1/users/Rick", mount("/v1", nested)},
-		{"two levels/one ServeMux", "/v1/users/Rick", mux("GET /v1/users/{username}", ok)},
+		{"one prefix/Router", "/users/Rick", routerOf("", users).Handler()},
+		{"one prefix/StripPrefix", "/users/Rick", mount("/users", mux)},
+		{"two prefixes/Router", "/v1/users/Rick", routerOf("", routerOf("/v1", users)).Handler()},
+		{"two prefixes/StripPrefix", "/v1/users/Rick", mount("/v1", mount("/users", mux))},
 	} {
 		b.Run(bb.name, func(b *testing.B) { benchmarkHandler(b, bb.h, bb.target) })
 	}
@@ -539,10 +440,13 @@ func ExampleErrorf() {
 	}))
 	h := Observe(slog.New(slog.DiscardHandler), mux)
 
-	w := do(h, "GET", "/v2/5", "", "X-Request-Id", "example")
-	fmt.Println(w.Code, w.Header().Get("Content-Type"))
-	fmt.Println(w.Body)
+	for _, target := range []string{"/v2/1", "/v2/5"} {
+		w := do(h, "GET", target, "", "X-Request-Id", "example")
+		fmt.Printf("%d %s\n%s", w.Code, w.Header().Get("Content-Type"), w.Body)
+	}
 	// Output:
+	// 200 application/json
+	// "Boostcamp"
 	// 404 application/problem+json
 	// {"type":"about:blank","title":"Not Found","status":404,"detail":"아이템을 찾을 수 없습니다 [id: 5]","request_id":"example"}
 }
@@ -556,77 +460,71 @@ func problemOf(t *testing.T, w *httptest.ResponseRecorder) (p Problem) {
 	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
 		t.Fatalf("status %d has body %q: %v", w.Code, brief(w.Body.String()), err)
 	}
-	if p.Status != w.Code || p.Title != http.StatusText(w.Code) || p.Type != "about:blank" {
-		t.Errorf("the problem of a %d is %+v", w.Code, p)
-	}
-	if p.RequestID == "" || p.RequestID != w.Header().Get("X-Request-Id") {
-		t.Errorf("the problem's request_id is %q, the header's %q", p.RequestID, w.Header().Get("X-Request-Id"))
+	if p.Status != w.Code || p.Title != http.StatusText(w.Code) || p.Type != "about:blank" ||
+		p.RequestID == "" || p.RequestID != w.Header().Get("X-Request-Id") {
+		t.Errorf("status %d with the headers %v has the problem %+v", w.Code, w.Header(), p)
 	}
 	return p
-}
-
-// observe serves one request with an endpoint, and returns the reply and the log.
-func observe(method, target, body string, e Endpoint, header ...string) (*httptest.ResponseRecorder, string) {
-	log, lines := newLog()
-	w := do(Observe(log, e), method, target, body, header...)
-	return w, lines.String()
 }
 
 // fail is an endpoint that returns err.
 func fail(err error) Endpoint { return func(http.ResponseWriter, *http.Request) error { return err } }
 
-var logLine = regexp.MustCompile(`^time=\S+ level=(\w+) .* status=(\d+) .* request_id=\S+` +
-	`(?: cause=(\w+|".*?"))?(?: (stack)=".*panic\(.*")?\n$`)
+// wrapped is a ResponseWriter as middleware makes them.
+type wrapped struct{ http.ResponseWriter }
 
-// logged checks that a log is one line, and shortens it to its level, status, cause and "stack".
-func logged(t *testing.T, log string) string {
-	t.Helper()
-	m := logLine.FindStringSubmatch(log)
-	if m == nil {
-		t.Fatalf("the log is %q, want one whole line", brief(log))
-	}
-	return strings.TrimSpace(strings.Join(m[1:], " "))
+func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// brokenWriter is a ResponseWriter whose writes fail, and which can't be flushed.
+type brokenWriter struct{ http.ResponseWriter }
+
+func (w brokenWriter) Write(p []byte) (int, error) {
+	w.ResponseWriter.Write(p)
+	return 0, io.ErrClosedPipe
 }
 
 // TestFailure: what the client is told, and what the log.
 func TestFailure(t *testing.T) {
+	// The log has this one line, of which the level, the status, the cause and "stack" count.
+	line := regexp.MustCompile(`^time=\S+ level=(\w+) .* status=(\d+) .* request_id=\S+` +
+		`(?: cause=(\w+|".*?"))?(?: (stack)=".*panic\(.*")?\n$`)
 	panics := func(p any) Endpoint { return func(http.ResponseWriter, *http.Request) error { panic(p) } }
 	write := func(status int, v any) Endpoint {
 		return func(w http.ResponseWriter, r *http.Request) error { return WriteJSON(w, status, v) }
 	}
-	after := func(begin func(http.ResponseWriter), e Endpoint) Endpoint {
-		return func(w http.ResponseWriter, r *http.Request) error {
-			begin(w)
-			return e(w, r)
+	half := func(w http.ResponseWriter, _ *http.Request) error { return json.NewEncoder(w).Encode("half") }
+	flush := func(w http.ResponseWriter, _ *http.Request) error { return http.NewResponseController(w).Flush() }
+	begin := func(status int) Endpoint {
+		return func(w http.ResponseWriter, _ *http.Request) error {
+			w.WriteHeader(status)
+			return io.EOF
 		}
 	}
-	half := func(w http.ResponseWriter) { io.WriteString(w, "half") }
-	flush := func(w http.ResponseWriter) { http.NewResponseController(w).Flush() }
-	begin := func(w http.ResponseWriter) { w.WriteHeader(200) }
-	switched := func(w http.ResponseWriter) { w.WriteHeader(101) }
+	after := func(first, then Endpoint) Endpoint {
+		return func(w http.ResponseWriter, r *http.Request) error { return errors.Join(first(w, r), then(w, r)) }
+	}
+	taken := Errorf(409, "taken") // for several rows: Because makes a copy
 	inWrapped := func(w http.ResponseWriter, r *http.Request) error {
-		fail(Errorf(404, "nothing")).ServeHTTP(wrapped{w}, r)
+		fail(taken).ServeHTTP(wrapped{w}, r)
 		return nil
 	}
 	secret := errors.New("dial: secret")
 	tooLarge := fmt.Errorf("read: %w", &http.MaxBytesError{Limit: 9})
-	canceled := Errorf(503, "later").Because(context.Canceled)
 	const (
-		here, gone = false, true
-		aborted    = "net/http: abort Handler" // so that what the client has does not look whole
+		here, gone, broken = "here", "gone", "broken"
+		aborted            = "net/http: abort Handler" // so that what the client has does not look whole
+		notWritten         = "write the reply: io: read/write on closed pipe"
 	)
 	for _, tt := range []struct {
-		name   string
-		client bool
-		e      Endpoint
-		reply  string // the status and the detail
-		log    string
+		name, client string
+		e            Endpoint
+		reply        string // the status and the detail
+		log          string
 	}{
-		{"HTTPError", here, fail(Errorf(404, "no item %d", 5)), "404 no item 5", `INFO 404 "404 no item 5"`},
-		{"with a cause", here, fail(Errorf(409, "taken").Because(secret)), "409 taken", `INFO 409 "409 taken: dial: secret"`},
+		{"HTTPError", here, fail(taken), "409 taken", `INFO 409 "409 taken"`},
+		{"with a cause", here, fail(taken.Because(secret)), "409 taken", `INFO 409 "409 taken: dial: secret"`},
 		{"wrapped", here, fail(fmt.Errorf("find: %w", Errorf(400, "odd"))), "400 odd", `INFO 400 "find: 400 odd"`},
-		{"in a wrapped ResponseWriter", here, inWrapped, "404 nothing", `INFO 404 "404 nothing"`},
-		{"5xx", here, fail(Errorf(500, "sorry")), "500 sorry", `ERROR 500 "500 sorry"`},
+		{"in a wrapped ResponseWriter", here, inWrapped, "409 taken", `INFO 409 "409 taken"`},
 		{"last status", here, fail(Errorf(599, "odd")), "599 odd", `ERROR 599 "599 odd"`},
 		{"status beyond the last", here, fail(Errorf(600, "secret")), "500 ", `ERROR 500 "600 secret"`},
 		{"status that is no error", here, fail(Errorf(399, "secret")), "500 ", `ERROR 500 "399 secret"`},
@@ -636,101 +534,82 @@ func TestFailure(t *testing.T) {
 		{"too large", here, fail(tooLarge), "413 the body is larger than 9 bytes", `INFO 413 "read: http: request body too large"`},
 		{"no JSON", here, write(200, math.NaN()), "500 ", `ERROR 500 "encode the reply: json: unsupported value: NaN"`},
 		{"panic", here, panics(secret), "500 ", `ERROR 500 "panic: dial: secret" stack`},
-		{"canceled, client gone", gone, fail(canceled), aborted, `INFO 499 "503 later: context canceled"`},
+		{"canceled", gone, fail(taken.Because(context.Canceled)), aborted, `INFO 499 "409 taken: context canceled"`},
 		{"canceled by another", here, fail(context.Canceled), "500 ", `ERROR 500 "context canceled"`},
 		{"error after Write", here, after(half, fail(secret)), aborted, `ERROR 200 "dial: secret"`},
 		{"error after Flush", here, after(flush, fail(io.EOF)), aborted, "ERROR 200 EOF"},
-		{"error after WriteHeader", here, after(begin, fail(io.EOF)), aborted, "ERROR 200 EOF"},
-		{"error after 101", here, after(switched, fail(io.EOF)), aborted, "ERROR 101 EOF"},
-		{"panic after Write", here, after(half, panics(secret)), aborted, `ERROR 200 "panic: dial: secret" stack`},
+		{"error after WriteHeader", here, begin(200), aborted, "ERROR 200 EOF"},
+		{"error after 101", here, begin(101), aborted, "ERROR 101 EOF"},
 		{"panic after Write, client gone", gone, after(half, panics("oh")), aborted, `ERROR 200 "panic: oh" stack`},
 		{"abort after Write", here, after(half, panics(http.ErrAbortHandler)), aborted, "ERROR 200"},
 		{"abort, client gone", gone, panics(http.ErrAbortHandler), aborted, "INFO 499"},
+		{"reply not written", broken, write(201, 1), aborted, `ERROR 201 "` + notWritten + `"`},
+		{"error not written", broken, fail(taken), "409 taken", `INFO 409 "409 taken\n` + notWritten + `"`},
+		{"not flushed, so not begun", broken, flush, "500 ", `ERROR 500 "feature not supported\n` + notWritten + `"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, leave := context.WithCancel(t.Context())
 			defer leave()
+			log, lines := newLog()
+			w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+			clients := map[string]http.ResponseWriter{here: w, gone: w, broken: brokenWriter{w}}
 			if tt.client == gone {
 				leave()
 			}
-			log, lines := newLog()
-			w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/", nil)
-			got := func() (reply string) {
-				defer func() {
-					if p := recover(); p != nil {
-						reply = fmt.Sprint(p)
-					}
-				}()
-				Observe(log, tt.e).ServeHTTP(w, r)
-				return fmt.Sprint(w.Code, " ", problemOf(t, w).Detail)
+			var panicked any
+			func() {
+				defer func() { panicked = recover() }()
+				Observe(log, tt.e).ServeHTTP(clients[tt.client], r)
 			}()
-			if got != tt.reply || got == aborted && w.Body.Len() > len("half") {
-				t.Errorf("got %q, want %q; the client has %q", got, tt.reply, brief(w.Body.String()))
+			got := fmt.Sprint(panicked)
+			if panicked == nil {
+				got = fmt.Sprint(w.Code, " ", problemOf(t, w).Detail)
 			}
-			if strings.Contains(w.Body.String(), "secret") {
-				t.Errorf("the client is told %q", w.Body)
+			more := got == aborted && w.Body.Len() > len("\"half\"\n")
+			if got != tt.reply || more || strings.Contains(w.Body.String(), "secret") {
+				t.Errorf("got %q, want %q; the client has %q, and may have no more and no secret",
+					got, tt.reply, brief(w.Body.String()))
 			}
-			if got := logged(t, lines.String()); got != tt.log {
-				t.Errorf("the log has\n%s, want\n%s", got, tt.log)
+			if got := strings.TrimSpace(line.ReplaceAllString(lines.String(), "$1 $2 $3 $4")); got != tt.log {
+				t.Errorf("the log has\n%s, want one line with\n%s", brief(got), tt.log)
 			}
 		})
 	}
 }
 
-// wrapped is a ResponseWriter as middleware makes them.
-type wrapped struct{ http.ResponseWriter }
-
-func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func TestBecauseLeavesTheErrorItselfAlone(t *testing.T) {
-	shared := Errorf(409, "taken")
-	shared.Because(io.EOF)
-	if shared.Error() != "409 taken" {
-		t.Errorf("got %q, though others may share it", shared)
-	}
-}
-
 func TestErrorReplyIsWholeAndHasNothingOfTheReplyThatFailed(t *testing.T) {
-	odd := Invalid(FieldError{[]string{"path", "id"}, "is odd"})
+	odd := Invalid(FieldError{[]string{"path", "id"}, "is <odd>"}, FieldError{[]string{"body"}, "is 변"})
 	odd.Header.Set("Retry-After", "7")
-	w, _ := observe("GET", "/", "", func(w http.ResponseWriter, r *http.Request) error {
+	w := do(Observe(discard, Endpoint(func(w http.ResponseWriter, r *http.Request) error {
 		const stale = "Content-Length Content-Encoding Content-Range Content-Disposition ETag Last-Modified"
 		for name := range strings.FieldsSeq(stale + " Content-Type Cache-Control") {
 			w.Header().Set(name, "5")
 		}
 		return odd
-	}, "X-Request-Id", "x")
-	if got, want := w.Header(), (http.Header{
+	})), "GET", "/", "", "X-Request-Id", "x")
+	wantEqual(t, "the headers", w.Header(), http.Header{
 		"Cache-Control": {"no-store"}, "Content-Type": {"application/problem+json"}, "Retry-After": {"7"},
 		"X-Content-Type-Options": {"nosniff"}, "X-Request-Id": {"x"},
-	}); !reflect.DeepEqual(got, want) {
-		t.Errorf("got the headers\n%v, want\n%v", got, want)
-	}
-	want := `{"type":"about:blank","title":"Unprocessable Entity","status":422,"detail":"path.id is odd",` +
-		`"errors":[{"loc":["path","id"],"msg":"is odd"}],"request_id":"x"}` + "\n"
-	if got := w.Body.String(); got != want {
-		t.Errorf("got the body\n%s, want\n%s", brief(got), want)
-	}
+	})
+	want := `{"type":"about:blank","title":"Unprocessable Entity","status":422,"detail":"path.id is <odd>; body is 변",` +
+		`"errors":[{"loc":["path","id"],"msg":"is <odd>"},{"loc":["body"],"msg":"is 변"}],"request_id":"x"}` + "\n"
+	wantEqual(t, "the body", w.Body.String(), want)
 }
 
 // TestObserveLeavesTheConnectionInReach needs a real one: a recorder takes a 103 for the reply.
 func TestObserveLeavesTheConnectionInReach(t *testing.T) {
 	srv := httptest.NewServer(Observe(discard, Endpoint(func(w http.ResponseWriter, r *http.Request) error {
+		w.WriteHeader(http.StatusEarlyHints) // does not begin the reply
 		if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
 			return err
 		}
-		w.WriteHeader(http.StatusEarlyHints) // does not begin the reply
 		return Errorf(404, "nothing")
 	})))
 	defer srv.Close()
 	resp, err := http.Get(srv.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != 404 {
-		t.Errorf("got %s, want 404", resp.Status)
-	}
+	fatalIf(t, err)
+	resp.Body.Close()
+	wantEqual(t, "the status", resp.StatusCode, 404)
 }
 
 func TestLogHasOneLineARequest(t *testing.T) {
@@ -750,226 +629,142 @@ func TestLogHasOneLineARequest(t *testing.T) {
 		do(h, "GET", "/nothing", "", "X-Request-Id", "c")
 		do(h, "GET", "/nowhere", "", "X-Request-Id", "d")
 		got := regexp.MustCompile(`(?m)^time=\S+ `).ReplaceAllString(lines.String(), "")
-		if want := `level=INFO msg=request method=GET path="/users/a\nlevel=ERROR\x1b[2J\"" route=/users/{username} ` +
+		wantEqual(t, "the log", got, `level=INFO msg=request method=GET path="/users/a\nlevel=ERROR\x1b[2J\"" route=/users/{username} `+
 			`status=200 bytes=5 duration=5s request_id=a
 level=INFO msg=request method=HEAD path=/users/x route=/users/{username} status=200 bytes=0 duration=5s request_id=b
 level=INFO msg=request method=GET path=/nothing route=/nothing status=200 bytes=0 duration=0s request_id=c
 level=INFO msg=request method=GET path=/nowhere route="" status=404 bytes=19 duration=0s request_id=d
-`; got != want {
-			t.Errorf("got\n%s, want\n%s", got, want)
-		}
+`)
 	})
 }
 
 func TestRequestID(t *testing.T) {
-	long := strings.Repeat("x", 64)
-	made := map[string]bool{}
-	for sent, kept := range map[string]bool{
-		"abc": true, "A-z_0.9": true, long: true, long + "x": false, "": false,
-		"a b": false, "a\nb": false, "a\n": false, "a\x00": false, `a"b`: false, "é": false, "\xff": false, "<b>": false,
+	const made = "[0-9a-f]{16}"
+	long, seen := strings.Repeat("x", 64), map[string]bool{}
+	for sent, want := range map[string]string{
+		"A-z_0.9": "A-z_0.9", long: long, long + "x": made, "": made, "a b": made, "a\nb": made, `a"b`: made, "é": made,
 	} {
-		w, log := observe("GET", "/", "", fail(nil), "X-Request-Id", sent)
-		got := w.Header().Get("X-Request-Id")
-		if !strings.HasSuffix(log, " request_id="+got+"\n") {
-			t.Errorf("the reply says %q, the log %q", got, log)
+		log, lines := newLog()
+		got := do(Observe(log, fail(nil)), "GET", "/", "", "X-Request-Id", sent).Header().Get("X-Request-Id")
+		logged := strings.HasSuffix(lines.String(), " request_id="+got+"\n")
+		if seen[got] || !logged || !regexp.MustCompile("^"+want+"$").MatchString(got) {
+			t.Errorf("%q became %q, want a new %s; the log is %q", sent, got, want, brief(lines.String()))
 		}
-		if kept && got != sent || !kept && (made[got] || !regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(got)) {
-			t.Errorf("%q became %q", sent, got)
-		}
-		made[got] = true
+		seen[got] = true
 	}
 }
 
 func TestEndpointWithoutObserveIsObserved(t *testing.T) {
-	defer log.SetFlags(log.Flags()) // which slog.SetDefault changes
+	lines := &logBuffer{}
 	defer log.SetOutput(log.Writer())
-	defer slog.SetDefault(slog.Default())
-	log, lines := newLog()
-	slog.SetDefault(log)
+	log.SetOutput(lines) // slog.Default() writes there
 	problemOf(t, do(fail(Errorf(404, "nothing")), "GET", "/", ""))
-	if got, want := logged(t, lines.String()), `INFO 404 "404 nothing"`; got != want {
-		t.Errorf("the log has %s, want %s", got, want)
+	if got := lines.String(); !strings.Contains(got, `cause="404 nothing"`) {
+		t.Errorf("the log is %q", brief(got))
 	}
 }
 
-// closedWriter is a ResponseWriter that can't be written to, or flushed.
-type closedWriter struct{ http.ResponseWriter }
-
-func (closedWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
-
-func TestReplyThatCannotBeWrittenIsInTheLog(t *testing.T) {
-	reply := func(w http.ResponseWriter, r *http.Request) error { return WriteJSON(w, 201, "x") }
-	flush := func(w http.ResponseWriter, r *http.Request) error { return http.NewResponseController(w).Flush() }
-	const closed = "write the reply: io: read/write on closed pipe"
-	for want, e := range map[string]Endpoint{
-		`ERROR 201 "` + closed + `"`:                        reply,
-		`INFO 404 "404 nothing\n` + closed + `"`:            fail(Errorf(404, "nothing")),
-		`ERROR 500 "feature not supported\n` + closed + `"`: flush, // and so it did not begin the reply
-	} {
-		log, lines := newLog()
-		func() {
-			defer func() { recover() }() // the abort
-			Observe(log, e).ServeHTTP(closedWriter{httptest.NewRecorder()}, httptest.NewRequest("GET", "/", nil))
-		}()
-		if got := logged(t, lines.String()); got != want {
-			t.Errorf("the log has\n%s, want\n%s", got, want)
-		}
-	}
-}
-
-type everyKind struct {
-	Name  string            `json:"name"`
-	Age   int               `json:"age"`
-	Small int8              `json:"small"`
-	Big   uint64            `json:"big"`
-	Score float64           `json:"score"`
-	Ratio float32           `json:"ratio"`
-	Ok    bool              `json:"ok"`
-	List  []string          `json:"list"`
-	Pair  [2]string         `json:"pair"`
-	Map   map[string]string `json:"map"`
-	When  time.Time         `json:"when"`
-	Any   fmt.Stringer      `json:"any"`
-	Sub   struct {
-		N int `json:"n"`
-	} `json:"sub"`
+type person struct {
+	Name string              `json:"name"`
+	Age  int                 `json:"age"`
+	Born time.Time           `json:"born"`
+	Home struct{ Floor int } `json:"home"`
 }
 
 // unborn is what Validate returns for each negative age: a caller must not change it.
 var unborn = []FieldError{{[]string{"age"}, "must not be negative"}, {[]string{"name"}, "must not be given yet"}}
 
-func (b *everyKind) Validate() []FieldError {
-	if b.Age < 0 {
+func (p *person) Validate() []FieldError {
+	if p.Age < 0 {
 		return unborn
 	}
 	return nil
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) error {
-	var b everyKind
-	if err := ReadJSON(w, r, &b); err != nil {
-		return err
+// told is what the client is told of an error: the status, and the fields at fault or the detail.
+func told(err error) string {
+	p := NewProblem(err)
+	if p.Status == http.StatusUnprocessableEntity {
+		return fmt.Sprint(p.Status, " ", p.Errors)
 	}
-	return WriteJSON(w, http.StatusOK, b.Name)
-}
-
-// described is a reply in one line: the status and the detail, which must be made of the fields.
-func described(t *testing.T, w *httptest.ResponseRecorder) string {
-	t.Helper()
-	if w.Code == http.StatusOK && w.Header().Get("Content-Type") == "application/json" {
-		return "200 " + strings.TrimSpace(w.Body.String())
-	}
-	p := problemOf(t, w)
-	var fields []string
-	for _, f := range p.Errors {
-		fields = append(fields, strings.Join(f.Loc, ".")+" "+f.Msg)
-	}
-	if got := strings.Join(fields, "; "); (got != "" || w.Code == 422) && got != p.Detail {
-		t.Errorf("the fields are %q, and the detail is %q", got, p.Detail)
-	}
-	return fmt.Sprint(w.Code, " ", p.Detail)
+	return fmt.Sprint(p.Status, " ", p.Detail)
 }
 
 func TestReadJSON(t *testing.T) {
-	long := strings.Repeat("한", 64)
-	for _, tt := range []struct{ name, body, want string }{
-		{"an object", `{"name": "<b>&변", "age": 70}`, `200 "<b>&변"`},
-		{"in white space", " {} \r\n\t", `200 ""`},
-		{"nothing", ``, "400 body is not JSON: see byte 0"},
-		{"two values", `{} {}`, "400 body is not JSON: see byte 4"},
-		{"too deep", strings.Repeat("[", 100_000), "400 body is not JSON: see byte 10001"},
-		{"not UTF-8", "{\"name\": \"\xff\"}", "400 body is not UTF-8"},
-		{"just small enough", `"` + strings.Repeat("x", 1<<20-2) + `"`, "422 body must be an object"},
-		{"null", ` null `, "422 body must not be null"},
-		{"an unknown field", `{"nme": "Rick"}`, "422 body.nme is not a field here"},
-		{"a long one", `{"` + long + long + `": 1}`, "422 body." + long + " is not a field here"},
-		{"no string", `{"name": 1}`, "422 body.name must be a string"},
-		{"no integer", `{"age": "1"}`, "422 body.age must be an integer, and not too large"},
-		{"a fraction", `{"age": 1.5}`, "422 body.age must be an integer, and not too large"},
-		{"too large for its field", `{"small": 128}`, "422 body.small must be an integer, and not too large"},
-		{"a sign", `{"big": -1}`, "422 body.big must be an integer, and not too large"},
-		{"no number", `{"score": true}`, "422 body.score must be a number"},
-		{"too large a number", `{"ratio": 1e999}`, "422 body.ratio must be a number"},
-		{"no boolean", `{"ok": 1}`, "422 body.ok must be true or false"},
-		{"no list", `{"list": {}}`, "422 body.list must be an array"},
-		{"no array", `{"pair": {}}`, "422 body.pair must be an array"},
-		{"no map", `{"map": []}`, "422 body.map must be an object"},
-		{"no time", `{"when": "now"}`, "422 body does not have the right shape"},
-		{"what can't be given", `{"any": {}}`, "422 body.any must be of another type"},
-		{"the wrong type inside", `{"sub": {"n": "x"}}`, "422 body.sub.n must be an integer, and not too large"},
-		{"all at fault", `{"age": -1}`, "422 body.age must not be negative; body.name must not be given yet"},
-		{"all at fault again", `{"age": -1}`, "422 body.age must not be negative; body.name must not be given yet"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w, _ := observe("POST", "/", tt.body, readBody, "Content-Type", "application/json")
-			if got := described(t, w); got != tt.want {
-				t.Errorf("got %s, want %s", brief(got), tt.want)
-			}
-		})
-	}
-}
-
-// brokenBody fails as a connection does.
-type brokenBody struct{ err error }
-
-func (b brokenBody) Read([]byte) (int, error) { return 0, b.err }
-
-func TestReadJSONOfABodyThatIsNotRead(t *testing.T) {
-	const js = "application/json"
-	const noJSON, tooLarge = "415 the Content-Type must be application/json", "413 the body is larger than 1048576 bytes"
+	const js, noJSON = "application/json", "415 the Content-Type must be application/json"
+	const tooLarge = "413 the body is larger than 1048576 bytes"
+	text, broken := strings.NewReader, iotest.ErrReader
 	for _, tt := range []struct {
-		name, contentType string
-		body              io.Reader
-		length            int64 // -1 if it is not announced
-		want              string
+		contentType string
+		body        io.Reader
+		length      int64 // -1 if it is not announced
+		want        string
 	}{
-		{"JSON with a charset", js + "; charset=utf-8", strings.NewReader("{}"), 2, `200 ""`},
-		{"form", "application/x-www-form-urlencoded", strings.NewReader("{}"), 2, noJSON},
-		{"half a content type", js + ";;", strings.NewReader("{}"), 2, noJSON},
-		{"too slow", js, brokenBody{os.ErrDeadlineExceeded}, 9, "408 the body did not arrive in time"},
-		{"cut off", js, brokenBody{io.ErrUnexpectedEOF}, 9, "400 the body could not be read to its end"},
-		{"too large", js, strings.NewReader(strings.Repeat("[", 1<<20+1)), -1, tooLarge},
-		{"too large, and not read", js, brokenBody{io.ErrUnexpectedEOF}, 1<<20 + 1, tooLarge}, // see Expect: 100-continue
+		{js + "; charset=utf-8", text(`{"name": "변"}`), 15, "변"},
+		{"application/x-www-form-urlencoded", text("{}"), 2, noJSON},
+		{js + ";;", text("{}"), 2, noJSON},
+		{js, broken(os.ErrDeadlineExceeded), 9, "408 the body did not arrive in time"},
+		{js, broken(io.ErrUnexpectedEOF), 9, "400 the body could not be read to its end"},
+		{js, text(`"` + strings.Repeat("x", 1<<20-2) + `"`), 1 << 20, "422 [{[body] must be an object}]"},
+		{js, text(strings.Repeat("[", 1<<20+1)), -1, tooLarge},
+		{js, broken(io.ErrUnexpectedEOF), 1<<20 + 1, tooLarge}, // not read: see Expect: 100-continue
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			r := httptest.NewRequest("POST", "/", tt.body)
-			r.ContentLength = tt.length
-			r.Header.Set("Content-Type", tt.contentType)
-			w := httptest.NewRecorder()
-			Observe(discard, Endpoint(readBody)).ServeHTTP(w, r)
-			if got := described(t, w); got != tt.want {
-				t.Errorf("got %s, want %s", got, tt.want)
-			}
-		})
+		var p person
+		r := httptest.NewRequest("POST", "/", tt.body)
+		r.ContentLength = tt.length
+		r.Header.Set("Content-Type", tt.contentType)
+		err := ReadJSON(httptest.NewRecorder(), r, &p)
+		got := p.Name
+		if err != nil {
+			got = told(err)
+		}
+		wantEqual(t, fmt.Sprintf("%s of %d bytes", tt.contentType, tt.length), got, tt.want)
 	}
 }
 
-// FuzzDecodeJSON: what is accepted can be sent back and is accepted again, as the same. All else
-// is the client's fault: a 400 if it is no JSON, and else a 422; short, and with the place.
-func FuzzDecodeJSON(f *testing.F) {
-	for _, seed := range []string{
-		`{"name": "\ud800", "age": 70, "sub": {"n": 1}, "when": "2026-01-02T03:04:05.6+07:00"}`, `null`, `[[[[`, `{} {}`,
-		"{\"name\": \"\xff\"}", `{"\u0000": 1}`, `{"a\"b": 1}`, `{"ratio": 1e400}`, `{"map": {"x": 1}}`,
+func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
+	const tooOld = "422 [{[body input age] must not be negative} {[body input name] must not be given yet}]"
+	long := strings.Repeat("한", 64)
+	for _, tt := range []struct{ data, want string }{
+		{"", "400 body.input is not JSON: see byte 0"},
+		{"{} {}", "400 body.input is not JSON: see byte 4"},
+		{"{\"name\": \"\xff\"}", "400 body.input is not UTF-8"},
+		{" null ", "422 [{[body input] must not be null}]"},
+		{`{"nme": "Rick"}`, "422 [{[body input nme] is not a field here}]"},
+		{`{"` + long + long + `": 1}`, "422 [{[body input " + long + "] is not a field here}]"},
+		{`{"home": {"Floor": "1"}}`, "422 [{[body input home Floor] must be an integer, and not too large}]"},
+		{`{"born": "now"}`, "422 [{[body input] does not have the right shape}]"},
+		{`{"age": -1}`, tooOld},
+		{`{"age": -1}`, tooOld}, // again
 	} {
-		f.Add([]byte(seed))
+		wantEqual(t, tt.data, told(DecodeJSON([]byte(tt.data), new(person), "body", "input")), tt.want)
 	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var v, again everyKind
-		err := DecodeJSON(data, &v, "body", "input")
-		if err == nil {
-			first, _ := json.Marshal(v)
-			err := DecodeJSON(first, &again)
-			if second, _ := json.Marshal(again); err != nil || !bytes.Equal(first, second) {
-				t.Errorf("%q was accepted, but then %q: %v", data, first, err)
-			}
-			return
+}
+
+func TestDecodeJSONSaysWhatAValueMustBe(t *testing.T) {
+	for want, values := range map[string][]any{
+		"a string": {new(string)}, "true or false": {new(bool)}, "a number": {new(float32), new(float64)},
+		"an integer, and not too large": {new(int), new(int8), new(uint64)}, "an array": {new([]int), new([1]int)},
+		"an object": {new(person), new(map[string]int)}, "of another type": {new(func())},
+	} {
+		for _, v := range values {
+			got := told(DecodeJSON([]byte("1e999"), v, "body"))
+			wantEqual(t, fmt.Sprintf("into a %T", v), got, "422 [{[body] must be "+want+"}]")
 		}
+	}
+}
+
+// FuzzDecodeJSON: what is not accepted is the client's fault, and is told in short, with its place.
+func FuzzDecodeJSON(f *testing.F) {
+	f.Add([]byte(`{"name": "\ud800", "born": "2026-01-02T03:04:05.6+07:00", "a\"b": 1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
 		want := http.StatusBadRequest
 		if json.Valid(data) && utf8.Valid(data) {
 			want = http.StatusUnprocessableEntity
 		}
-		if e, ok := errors.AsType[*HTTPError](err); !ok || e.Status != want || len(e.Detail) > 600 ||
-			!strings.HasPrefix(e.Detail, "body.input") {
+		err := DecodeJSON(data, new(person), "body", "input")
+		p, accepted := NewProblem(err), err == nil && want == http.StatusUnprocessableEntity
+		if !accepted && (p.Status != want || len(p.Detail) > 600 || !strings.HasPrefix(p.Detail, "body.input")) {
 			t.Errorf("%q: got %v, want a %d of body.input", data, err, want)
 		}
 	})
@@ -978,32 +773,25 @@ func FuzzDecodeJSON(f *testing.F) {
 func TestPathInt(t *testing.T) {
 	const wrong = "0 422 path.id must be an integer of at most 64 bits"
 	for in, want := range map[string]string{
-		"5": "5 <nil>", "+5": "5 <nil>", "-5": "-5 <nil>", "005": "5 <nil>", "0": "0 <nil>",
-		"9223372036854775807": "9223372036854775807 <nil>", "-9223372036854775808": "-9223372036854775808 <nil>",
-		"9223372036854775808": wrong, "": wrong, "x": wrong, "5.0": wrong, "5e0": wrong, "0x5": wrong, "1_000": wrong,
-		" 5": wrong, "5 ": wrong, "٥": wrong, "--5": wrong, "+": wrong, "5\x00": wrong,
+		"+5": "5 <nil>", "-5": "-5 <nil>", "010": "10 <nil>", "9223372036854775807": "9223372036854775807 <nil>",
+		"-9223372036854775808": "-9223372036854775808 <nil>", "9223372036854775808": wrong, "": wrong, "x": wrong,
+		"5.0": wrong, "0x5": wrong, "1_000": wrong, " 5": wrong,
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.SetPathValue("id", in)
-		if got := fmt.Sprint(PathInt(r, "id")); got != want {
-			t.Errorf("%q: got %s, want %s", in, got, want)
-		}
+		wantEqual(t, in, fmt.Sprint(PathInt(r, "id")), want)
 	}
 }
 
 // ---- tasks.go
 
 func ExampleTasks() {
-	tasks := NewTasks(Config{
-		Kinds: map[string]Kind{"greet": {
-			Run: func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
-				var name string
-				err := json.Unmarshal(input, &name)
-				return "hello " + name, err
-			},
-		}},
-		Log: slog.New(slog.DiscardHandler),
-	})
+	greet := func(_ context.Context, input json.RawMessage, _ func(float64)) (any, error) {
+		var name string
+		err := json.Unmarshal(input, &name)
+		return "hello " + name, err
+	}
+	tasks := NewTasks(Config{Kinds: map[string]Kind{"greet": {Run: greet}}, Log: discard})
 	if err := tasks.Start(""); err != nil {
 		panic(err)
 	}
@@ -1021,36 +809,38 @@ func ExampleTasks() {
 }
 
 var testKinds = map[string]Kind{
-	"echo":   {Run: runEcho},
-	"refuse": {Run: runEcho, Check: func(json.RawMessage) (json.RawMessage, error) { return nil, errors.New("refused") }},
-	"fill":   {Run: runEcho, Check: func(json.RawMessage) (json.RawMessage, error) { return json.RawMessage("2"), nil }},
-	"second": {Run: func(ctx context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
-		for _, p := range []float64{0.5, 0.1, -1, math.NaN()} {
-			progress(p)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(time.Second):
-			return nil, nil
-		}
-	}},
-	"fail":  {Run: runOf(func() (any, error) { return "x", errors.New("secret") })},
-	"panic": {Run: runOf(func() (any, error) { panic("secret") })},
-	"exit":  {Run: runOf(func() (any, error) { runtime.Goexit(); return nil, nil })},
-	"NaN":   {Run: runOf(func() (any, error) { return math.NaN(), nil })},
-	"deep":  {Run: runOf(func() (any, error) { return json.RawMessage(nestedTo(10_000)), nil })},
+	"echo":   {Run: echo},
+	"refuse": {Run: echo, Check: func(json.RawMessage) (json.RawMessage, error) { return nil, errors.New("refused") }},
+	"fill":   {Run: echo, Check: func(json.RawMessage) (json.RawMessage, error) { return json.RawMessage("2"), nil }},
+	"second": {Run: runSecond},
+	"fail":   {Run: runOf(func(json.RawMessage) (any, error) { return "x", errors.New("secret") })},
+	"panic":  {Run: runOf(func(json.RawMessage) (any, error) { panic("secret") })},
+	"exit":   {Run: runOf(func(json.RawMessage) (any, error) { runtime.Goexit(); return nil, nil })},
+	"NaN":    {Run: runOf(func(json.RawMessage) (any, error) { return math.NaN(), nil })},
+	"deep":   {Run: runOf(func(json.RawMessage) (any, error) { return json.RawMessage(nestedTo(10_000)), nil })},
 }
 
-func runEcho(_ context.Context, input json.RawMessage, _ func(float64)) (any, error) {
-	return input, nil
+var echo = runOf(func(input json.RawMessage) (any, error) { return input, nil })
+
+// runSecond takes a second. When its context ends it goes on, for a minute.
+func runSecond(ctx context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
+	for _, p := range []float64{0.5, 0.1, -1, math.NaN()} {
+		progress(p)
+	}
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		time.Sleep(time.Minute)
+		progress(0.9)
+	}
+	return nil, nil
 }
 
 // runOf goes further than progress can.
-func runOf(f func() (any, error)) Run {
-	return func(_ context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
+func runOf(f func(input json.RawMessage) (any, error)) Run {
+	return func(_ context.Context, input json.RawMessage, progress func(float64)) (any, error) {
 		progress(7)
-		return f()
+		return f(input)
 	}
 }
 
@@ -1062,15 +852,13 @@ func errorText(err error) json.RawMessage { return json.RawMessage(strconv.Quote
 // startTasks returns tasks that are stopped at the end of the test, with one worker if c does not say how many.
 func startTasks(t testing.TB, c Config, journal string) *Tasks {
 	t.Helper()
-	if c.Kinds == nil {
-		c.Kinds = testKinds
-	}
 	if c.Error == nil {
 		c.Error = errorText
 	}
-	c.Log, c.Workers = cmp.Or(c.Log, discard), cmp.Or(c.Workers, 1)
+	c.Kinds, c.Log, c.Workers = testKinds, cmp.Or(c.Log, discard), cmp.Or(c.Workers, 1)
 	tasks := NewTasks(c)
 	fatalIf(t, tasks.Start(journal))
+	t.Cleanup(func() { stopWithin(tasks, time.Hour) }) // for what goes on although it is cut off
 	t.Cleanup(func() { stopWithin(tasks, 0) })
 	return tasks
 }
@@ -1095,11 +883,6 @@ func wait(t testing.TB, tasks *Tasks, id string) Task {
 	return task
 }
 
-func submitAndWait(t testing.TB, tasks *Tasks, kind, input string) Task {
-	t.Helper()
-	return wait(t, tasks, submit(t, tasks, kind, input).ID)
-}
-
 // inputsOf says which tasks these are, if each has an input of its own.
 func inputsOf(tasks []Task) (s string) {
 	for _, task := range tasks {
@@ -1108,23 +891,14 @@ func inputsOf(tasks []Task) (s string) {
 	return strings.TrimSpace(s)
 }
 
-// stateOf is the status, the attempt, the progress, and the result or the error.
-func stateOf(task Task) string {
-	return fmt.Sprintf("%s %d %v %s%s", task.Status, task.Attempt, task.Progress, task.Result, task.Error)
-}
-
-func fatalIf(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
+// statesOf is the status, the attempt, the progress, and the result or the error of each.
+func statesOf(tasks ...Task) string {
+	var states []string
+	for _, task := range tasks {
+		s := fmt.Sprintf("%s %d %v %s%s", task.Status, task.Attempt, task.Progress, task.Result, task.Error)
+		states = append(states, strings.TrimSpace(s))
 	}
-}
-
-func wantEqual(t testing.TB, what string, got, want any) {
-	t.Helper()
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%s:\ngot  %s\nwant %s", what, brief(fmt.Sprintf("%+v", got)), brief(fmt.Sprintf("%+v", want)))
-	}
+	return strings.Join(states, ", ")
 }
 
 func wantCount(t testing.TB, text, part string, want int) {
@@ -1136,24 +910,19 @@ func wantCount(t testing.TB, text, part string, want int) {
 
 func TestTaskFromQueuedToItsEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		tasks := startTasks(t, Config{}, "")
-		begin := time.Now().UTC()
-		first, second := submit(t, tasks, "second", "5"), submit(t, tasks, "second", "5")
-		synctest.Wait()
-		ended, end := context.WithCancel(t.Context())
-		end()
-		soon, err := tasks.Wait(ended, second.ID) // returns the task as it is
-		fatalIf(t, err)
-		for _, tt := range []struct{ got, want Task }{
-			{first, Task{ID: first.ID, Status: Queued}},
-			{tasks.List("", 2)[1], Task{ID: first.ID, Status: Running, Attempt: 1, Progress: 0.5, StartedAt: begin}},
-			{soon, Task{ID: second.ID, Status: Queued}},
-			{wait(t, tasks, second.ID), Task{ID: second.ID, Status: Succeeded, Attempt: 1, Progress: 1,
-				Result: json.RawMessage("null"), StartedAt: begin.Add(time.Second), FinishedAt: begin.Add(2 * time.Second)}},
-		} {
-			tt.want.Kind, tt.want.Input, tt.want.CreatedAt = "second", json.RawMessage("5"), begin
-			wantEqual(t, "the task", tt.got, tt.want)
-		}
+		tasks, begin := startTasks(t, Config{}, ""), time.Now().UTC()
+		submit(t, tasks, "second", "") // for which the next one waits
+		queued := submit(t, tasks, "second", "5")
+		want := Task{ID: queued.ID, Kind: "second", Status: Queued, Input: json.RawMessage("5"), CreatedAt: begin}
+		wantEqual(t, "the task that was submitted", queued, want)
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		running, _ := tasks.Wait(ctx, queued.ID) // returns the task as it is
+		want.Status, want.Attempt, want.Progress, want.StartedAt = Running, 1, 0.5, begin.Add(time.Second)
+		wantEqual(t, "the task when Wait's time is over", running, want)
+		want.Status, want.Progress, want.Result = Succeeded, 1, json.RawMessage("null")
+		want.FinishedAt = begin.Add(2 * time.Second)
+		wantEqual(t, "the task after its end", wait(t, tasks, queued.ID), want)
 	})
 }
 
@@ -1162,22 +931,21 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 	for _, tt := range []struct {
 		kind, input string
 		error       func(error) json.RawMessage
-		want, log   string
+		want, cause string // in the log
 	}{
 		{"fill", "1", nil, "succeeded 1 1 2", ""},
 		{"refuse", "1", nil, "refused", ""},
-		{"echo", "", nil, "succeeded 1 1 null", ""},
 		{"echo", `"<b>&아이템"`, nil, `succeeded 1 1 "<b>&아이템"`, ""},
 		{"echo", "{", nil, "unexpected end of JSON input", ""},
-		{"echo", nestedTo(10_000), nil, "it is nested too deeply", ""}, // for the journal
-		{"deep", "", nil, "succeeded 1 1 [[[", "will run it again"},    // which can't take its result
+		{"echo", nestedTo(10_000), nil, "it is nested too deeply", ""},                // for the journal
+		{"deep", "", nil, "succeeded 1 1 [[[", `"it is nested too deeply to be read`}, // shown all the same
 		{"nope", "", nil, ErrUnknownKind.Error(), ""},
-		{"fail", "", nil, `failed 1 1 "secret"`, "cause=secret"},
-		{"fail", "", func(error) json.RawMessage { return nil }, failed, "cause=secret"},
-		{"fail", "", func(error) json.RawMessage { panic("x") }, failed, "cause=secret"},
-		{"panic", "", nil, `failed 1 1 "panic: secret`, `cause="panic: secret\ngoroutine`}, // and its stack
-		{"exit", "", nil, `failed 1 1 "the task ended its goroutine"`, `cause="the task ended its goroutine"`},
-		{"NaN", "", nil, `failed 1 1 "json: unsupported value`, `cause="json: unsupported value: NaN"`},
+		{"fail", "", nil, `failed 1 1 "secret"`, "secret"},
+		{"fail", "", func(error) json.RawMessage { return nil }, failed, "secret"},
+		{"fail", "", func(error) json.RawMessage { panic("x") }, failed, "secret"},
+		{"panic", "", nil, `failed 1 1 "panic: secret`, `"panic: secret\ngoroutine`}, // and its stack
+		{"exit", "", nil, `failed 1 1 "the task ended its goroutine"`, `"the task ended its goroutine"`},
+		{"NaN", "", nil, `failed 1 1 "json: unsupported value`, `"json: unsupported value: NaN"`},
 	} {
 		bubble(t, func(t *testing.T) {
 			log, lines := newLog()
@@ -1187,17 +955,17 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 			got := fmt.Sprint(err)
 			clear(input) // the caller's own: the task has a copy
 			if err == nil {
-				got = stateOf(wait(t, tasks, task.ID))
+				got = statesOf(wait(t, tasks, task.ID))
 			}
 			if !strings.HasPrefix(got, tt.want) {
 				t.Errorf("%s(%s): got %s, want %s", tt.kind, brief(tt.input), brief(got), tt.want)
 			}
-			wantEqual(t, "the task after "+tt.kind, submitAndWait(t, tasks, "echo", "").Status, Succeeded)
+			after := wait(t, tasks, submit(t, tasks, "echo", "").ID)
+			wantEqual(t, "the task after "+tt.kind, after.Status, Succeeded)
 			synctest.Wait()
-			_, line, failed := strings.Cut(lines.String(), "level=ERROR")
-			if failed != (tt.log != "") || failed && !strings.Contains(line, task.ID) || !strings.Contains(line, tt.log) {
-				t.Errorf("%s: the log is %s, want one error with the id %s and %s", tt.kind, brief(lines.String()), task.ID, tt.log)
-			}
+			errs, line := min(1, len(tt.cause)), fmt.Sprintf("id=%s kind=%s duration=0s cause=%s", task.ID, tt.kind, tt.cause)
+			wantCount(t, lines.String(), "level=ERROR", errs)
+			wantCount(t, lines.String(), line, errs)
 		})
 	}
 }
@@ -1207,13 +975,14 @@ func TestQueueIsInOrderAndBounded(t *testing.T) {
 		_, err := NewTasks(Config{Kinds: testKinds}).Submit("echo", nil)
 		wantEqual(t, "before Start", err, ErrNotAccepting)
 		tasks := startTasks(t, Config{Workers: 3, Queue: 4}, "")
-		for i := range 7 {
+		for i := range 6 {
 			submit(t, tasks, "second", strconv.Itoa(i))
 			synctest.Wait()
 		}
+		last := submit(t, tasks, "second", "6").ID
 		_, err = tasks.Submit("second", nil)
 		wantEqual(t, "three run, four of four wait", err, ErrQueueFull)
-		tasks.Cancel(tasks.List(Queued, 1)[0].ID)
+		tasks.Cancel(last)
 		submit(t, tasks, "second", "7") // in the place of the canceled one
 		for _, want := range []string{"2 1 0 run, 7 5 4 3 wait", "5 4 3 run, 7 wait", "7 run,  wait", " run,  wait"} {
 			wantEqual(t, "tasks", inputsOf(tasks.List(Running, 100))+" run, "+inputsOf(tasks.List(Queued, 100))+" wait", want)
@@ -1225,9 +994,8 @@ func TestQueueIsInOrderAndBounded(t *testing.T) {
 
 func TestConfigZeroMeansTheDefault(t *testing.T) {
 	c := NewTasks(Config{}).config
-	if c.Workers != max(1, runtime.GOMAXPROCS(0)-1) || c.Queue != 1000 || c.Keep != 1000 || c.Log != slog.Default() {
-		t.Errorf("got %d workers, a queue of %d, %d kept, the log %v", c.Workers, c.Queue, c.Keep, c.Log)
-	}
+	want := []any{max(1, runtime.GOMAXPROCS(0)-1), 1000, 1000, slog.Default()}
+	wantEqual(t, "Workers, Queue, Keep, Log", []any{c.Workers, c.Queue, c.Keep, c.Log}, want)
 	for _, c := range []Config{{Workers: -1}, {Queue: -1}, {Keep: -1}} {
 		mustPanic(t, func() { NewTasks(c) })
 	}
@@ -1239,13 +1007,11 @@ func TestListIsNewestFirstAndIDsTellTheirStory(t *testing.T) {
 		long := submit(t, tasks, "second", `"long"`).ID
 		synctest.Wait()
 		for i := range 102 { // all but the last four of them are forgotten
-			submitAndWait(t, tasks, []string{"echo", "fail"}[i%2], strconv.Itoa(i))
+			wait(t, tasks, submit(t, tasks, []string{"echo", "fail"}[i%2], strconv.Itoa(i)).ID)
 		}
-		for want, got := range map[string][]Task{
-			`101 100 99 98 "long"`: tasks.List("", 100), "101 100": tasks.List("", 2),
-			"100 98": tasks.List(Succeeded, 100), "101": tasks.List(Failed, 1), "": tasks.List(Queued, 100),
-		} {
-			wantEqual(t, "List", inputsOf(got), want)
+		lists := [][]Task{tasks.List("", 100), tasks.List("", 2), tasks.List(Succeeded, 100), tasks.List(Failed, 1)}
+		for i, want := range []string{`101 100 99 98 "long"`, "101 100", "100 98", "101"} {
+			wantEqual(t, "List", inputsOf(lists[i]), want)
 		}
 		if len(tasks.jobs) != 5 || len(tasks.created) > 10 {
 			t.Errorf("%d tasks and %d ids are held, want 5 and at most 10", len(tasks.jobs), len(tasks.created))
@@ -1254,102 +1020,87 @@ func TestListIsNewestFirstAndIDsTellTheirStory(t *testing.T) {
 		wantEqual(t, "Counts, the forgotten ones included", tasks.Counts(), counts)
 
 		run := strings.TrimSuffix(long, "-1")
-		for want, ids := range map[error][]string{
-			nil:     {run + "-100", run + "-103"},
-			ErrGone: {run + "-2", run + "-99", "aaaaaaaa-999999999999999999"}, // the last one of another run
-			ErrNotFound: {run + "-104", run + "-0", run + "-04", run + "-99999999999999999999",
-				"aaaaaaaa-1x", "AAAAAAAA-1", ""},
+		for id, want := range map[string]error{
+			run + "-100": nil, run + "-103": nil,
+			run + "-2": ErrGone, run + "-99": ErrGone, "aaaaaaaa-999999999999999999": ErrGone, // the last one of another run
+			run + "-104": ErrNotFound, run + "-0": ErrNotFound, run + "-99999999999999999999": ErrNotFound,
+			"aaaaaaaa-1x": ErrNotFound, "AAAAAAAA-1": ErrNotFound, "": ErrNotFound,
 		} {
-			for _, id := range ids {
-				_, got := tasks.Get(id)
-				_, waited := tasks.Wait(t.Context(), id)
-				_, canceled := tasks.Cancel(id)
-				wantEqual(t, "Get, Wait, Cancel of "+id, []error{got, waited, canceled}, []error{want, want, cmp.Or(want, ErrFinished)})
-			}
+			_, got := tasks.Get(id)
+			_, waited := tasks.Wait(t.Context(), id)
+			_, canceled := tasks.Cancel(id)
+			wantEqual(t, "Get, Wait, Cancel of "+id, []error{got, waited, canceled}, []error{want, want, cmp.Or(want, ErrFinished)})
 		}
 	})
 }
 
-// TestWhatIsCutOffIsCanceled: at once, whether it waits or runs, and whatever its Run goes on to do for another minute.
-func TestWhatIsCutOffIsCanceled(t *testing.T) {
-	for _, tt := range []struct {
-		by, again error // again: what the next call says
-		warned    int   // in the log
-		call      func(tasks *Tasks, id string) error
-	}{
-		{ErrCanceled, nil, 0, func(tasks *Tasks, id string) error { _, err := tasks.Cancel(id); return err }},
-		{ErrStopped, context.DeadlineExceeded, 1, func(tasks *Tasks, _ string) error { return stopWithin(tasks, 40*time.Second) }},
-	} {
-		bubble(t, func(t *testing.T) {
-			var cause error
-			stubborn := func(ctx context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
-				<-ctx.Done()
-				cause = context.Cause(ctx)
-				time.Sleep(time.Minute)
-				progress(0.9)
-				return "late", nil
-			}
-			log, lines := newLog()
-			tasks := startTasks(t, Config{Kinds: map[string]Kind{"stubborn": {Run: stubborn}}, Log: log}, "")
-			running, queued := submit(t, tasks, "stubborn", "").ID, submit(t, tasks, "stubborn", "").ID
-			synctest.Wait()
-			calls := []error{tt.call(tasks, running), tt.call(tasks, queued), tt.call(tasks, queued)}
-			if want := []error{nil, tt.again, nil}; !slices.EqualFunc(calls, want, errors.Is) {
-				t.Errorf("%v: the calls return %v, want %v", tt.by, calls, want)
-			}
-			for range 2 { // now, and when it has returned
-				synctest.Wait()
-				wantEqual(t, "the context's cause", cause, tt.by)
-				for _, id := range []string{running, queued} {
-					got := wait(t, tasks, id)
-					got.Attempt = 0 // or 1, if it ran
-					wantEqual(t, "what is cut off", stateOf(got), "canceled 0 0 "+string(errorText(tt.by)))
-					wantEqual(t, "without an end", got.FinishedAt.IsZero(), false)
-				}
-				time.Sleep(time.Hour)
-			}
-			wantEqual(t, "Counts", tasks.Counts(), map[Status]int{Canceled: 2, Queued: 0, Running: 0})
-			wantCount(t, lines.String(), `level=WARN msg="tasks were canceled by the stop" ids="[`+running+" "+queued, tt.warned)
-		})
-	}
+// TestCancelIsAtOnce: whether the task runs or waits, and whatever its Run goes on to do.
+func TestCancelIsAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		tasks := startTasks(t, Config{}, "")
+		running, queued := submit(t, tasks, "second", "").ID, submit(t, tasks, "second", "").ID
+		synctest.Wait()
+		for _, id := range []string{running, queued, queued} { // to cancel it again is no error
+			task, err := tasks.Cancel(id)
+			fatalIf(t, err)
+			wantEqual(t, "the end", task.FinishedAt, time.Now().UTC())
+		}
+		want := fmt.Sprintf("canceled 1 0.5 %[1]s, canceled 0 0 %[1]s", errorText(ErrCanceled))
+		wantEqual(t, "the tasks", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), want)
+		wantEqual(t, "the cause", context.Cause(tasks.jobs[running].ctx), ErrCanceled)
+		time.Sleep(time.Hour)
+		wantEqual(t, "the tasks after an hour", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), want)
+		wantEqual(t, "Counts", tasks.Counts(), map[Status]int{Canceled: 2, Queued: 0, Running: 0})
+	})
 }
 
-// TestStopWaitsForTheRunning: and for the queued, unless a journal keeps them for the next start.
-func TestStopWaitsForTheRunning(t *testing.T) {
+// TestStopWaitsThenCutsOff: it waits for the queued too, unless a journal keeps them for the next start.
+func TestStopWaitsThenCutsOff(t *testing.T) {
+	canceled := fmt.Sprintf("canceled 1 0.5 %[1]s, canceled 0 0 %[1]s", errorText(ErrStopped))
+	const left = `level=INFO msg="tasks are left in the journal for the next start" `
 	for _, tt := range []struct {
-		journal string
-		queued  Status // what becomes of it
-		cancel  error  // and what Cancel says of that
-		left    int    // lines of the log that name it
-	}{{"", Succeeded, ErrFinished, 0}, {journalOf(t), Queued, ErrStopped, 1}} {
+		journal   string
+		within    time.Duration
+		want, log string // of the running one and the queued one
+		cancel    error  // of the queued one, afterwards
+	}{
+		{"", time.Minute, "succeeded 1 1 null, succeeded 1 1 null", `level=INFO msg="task succeeded" id=%[2]s`, ErrFinished},
+		{"", time.Millisecond, canceled, `level=WARN msg="tasks were canceled by the stop" ids="[%s %s]"`, nil},
+		{journalOf(t), time.Minute, "succeeded 1 1 null, queued 0 0", left + "ids=[%[2]s]", ErrStopped},
+		{journalOf(t), time.Millisecond, "queued 0 0, queued 0 0", left + `ids="[%s %s]"`, ErrStopped},
+	} {
 		bubble(t, func(t *testing.T) {
+			cutOff := tt.within < time.Second
 			log, lines := newLog()
 			tasks := startTasks(t, Config{Log: log}, tt.journal)
 			running, queued := submit(t, tasks, "second", "").ID, submit(t, tasks, "second", "").ID
-			submit(t, tasks, "second", "")
 			synctest.Wait()
 			stopped := make(chan error, 1)
-			go func() { stopped <- tasks.Stop(t.Context()) }()
+			go func() { stopped <- stopWithin(tasks, tt.within) }()
 			synctest.Wait()
 			_, err := tasks.Submit("second", nil)
 			wantEqual(t, "a submission while it waits", err, ErrNotAccepting)
-			wantEqual(t, "ready while it waits", tasks.Ready(), false)
-			wantEqual(t, "Stop", errors.Join(<-stopped, tasks.Stop(t.Context())), nil)
-			wantCount(t, lines.String(), fmt.Sprintf(`running=1 queued=2 "queue stays"=%t`, tt.journal != ""), 1)
-			wantCount(t, lines.String(), `left in the journal for the next start" ids="[`+queued, tt.left)
-			wantCount(t, lines.String(), "level=ERROR", 0)
-			statuses := []Status{wait(t, tasks, running).Status, wait(t, tasks, queued).Status}
-			wantEqual(t, "the running one and the queued one", statuses, []Status{Succeeded, tt.queued})
+			wantEqual(t, "Stop", <-stopped, nil)
+			wantEqual(t, "the tasks", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), tt.want)
+			wantEqual(t, "how many run", tasks.Counts()[Running], 0)
+			wantEqual(t, "cut off", context.Cause(tasks.jobs[running].ctx) == ErrStopped, cutOff)
 			_, err = tasks.Cancel(queued)
-			wantEqual(t, "Cancel afterwards", err, tt.cancel)
+			wantEqual(t, "Cancel", err, tt.cancel)
+			again, last := stopWithin(tasks, 40*time.Second), tasks.Stop(t.Context())
+			if errors.Is(again, context.DeadlineExceeded) != cutOff || last != nil {
+				t.Errorf("Stop says %v when it is called again, and then %v; cut off: %t", again, last, cutOff)
+			}
+			wantEqual(t, "the tasks after all", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), tt.want)
+			wantCount(t, lines.String(), fmt.Sprintf(`running=1 queued=1 "queue stays"=%t`, tt.journal != ""), 1)
+			wantCount(t, lines.String(), fmt.Sprintf(tt.log, running, queued), 1)
+			wantCount(t, lines.String(), " ids=", strings.Count(tt.log, " ids="))
+			wantCount(t, lines.String(), "level=ERROR", 0)
 			if tt.journal != "" && tasks.journal.Close() == nil {
 				t.Error("the journal was still open")
 			}
 		})
 	}
 }
-
-// The journal.
 
 // journalOf returns a path for a journal, with what is in it.
 func journalOf(t testing.TB, lines ...string) string {
@@ -1368,9 +1119,6 @@ func read(t testing.TB, path string) string {
 	return string(data)
 }
 
-// afterCrash returns a copy of the journal. A program that is killed leaves no other: what it does later is not in it.
-func afterCrash(t testing.TB, path string) string { return journalOf(t, read(t, path)) }
-
 const (
 	lineQueued    = `{"id":"aaaaaaaa-1","kind":"echo","status":"queued","attempt":0,"progress":0,"input":1,"created_at":"2026-01-01T00:00:00Z"}`
 	lineSucceeded = `{"id":"aaaaaaaa-1","kind":"echo","status":"succeeded","attempt":1,"progress":1,"input":1,"result":1,"created_at":"2026-01-01T00:00:00Z"}`
@@ -1380,243 +1128,208 @@ func TestJournalKeepsWhatWasAcknowledged(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		path := journalOf(t)
 		tasks := startTasks(t, Config{}, path)
-		runs := map[string]bool{submitAndWait(t, tasks, "echo", strconv.Quote(strings.Repeat("x", 100_000))).ID[:8]: true}
-		submitAndWait(t, tasks, "fail", nestedTo(9_000))
-		for n := range 10 { // all at the same time: their order is that of their numbers
+		wait(t, tasks, submit(t, tasks, "echo", strconv.Quote(strings.Repeat("x", 100_000))).ID)
+		wait(t, tasks, submit(t, tasks, "fail", nestedTo(9_000)).ID)
+		for n := range 9 { // all at the same time: their order is that of their numbers
 			submit(t, tasks, "second", strconv.Itoa(n))
 		}
-		tasks.Cancel(tasks.List("", 1)[0].ID) // 9 has finished before the others
-		for n := range 4 {
-			if n%2 == 0 {
-				path = afterCrash(t, path)
-			} else {
-				wantEqual(t, "Stop", stopWithin(tasks, 1500*time.Millisecond), nil)
-			}
-			before := tasks.List("", 100)
-			time.Sleep(time.Nanosecond)
+		tasks.Cancel(submit(t, tasks, "second", "9").ID) // it has finished before the others
+		for n := range 2 {
+			time.Sleep(1500 * time.Millisecond)
+			path = journalOf(t, read(t, path)) // a crash: what the old ones do from now on is not in it
+			before := tasks
 			tasks = startTasks(t, Config{}, path)
-			after := tasks.List("", 100)
-			wantEqual(t, "the tasks after a start", inputsOf(after), inputsOf(before))
-			for i, was := range before {
-				if was.Status.Finished() && i < len(after) {
-					wantEqual(t, "a finished task after a start", after[i], was)
-				}
+			wantEqual(t, "the tasks after a start", inputsOf(tasks.List("", 100)), inputsOf(before.List("", 100)))
+			for _, end := range []Status{Succeeded, Failed, Canceled} {
+				wantEqual(t, "the finished after a start", tasks.List(end, 100), before.List(end, 100))
 			}
-			runs[submit(t, tasks, "echo", strconv.Itoa(100+n)).ID[:8]] = true
+			submit(t, tasks, "echo", strconv.Itoa(100+n))
 		}
-		wantEqual(t, "the first halves of the ids that five runs give", len(runs), 5)
 		time.Sleep(time.Hour)
-		path = afterCrash(t, path)
-		tasks = startTasks(t, Config{Keep: 13}, path) // not the three that finished first
-		wantEqual(t, "what is kept", inputsOf(tasks.List(Succeeded, 100)), "103 102 101 100 8 7 6 5 4 3 2 1 0")
-		wantEqual(t, "Counts", tasks.Counts()[Succeeded], 13)
-		wantCount(t, read(t, path), "\n", 13)
+		wantEqual(t, "Stop", stopWithin(tasks, 0), nil)
+		tasks = startTasks(t, Config{Keep: 11}, path) // not the three that finished first
+		wantEqual(t, "what is kept", inputsOf(tasks.List(Succeeded, 100)), "101 100 8 7 6 5 4 3 2 1 0")
+		wantEqual(t, "Counts", tasks.Counts()[Succeeded], 11)
+		wantCount(t, read(t, path), "\n", 11)
 	})
 }
 
 func TestJournalCountsTheAttempts(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		path, said := journalOf(t), ""
+		path := journalOf(t)
+		log, lines := newLog()
+		tasks := startTasks(t, Config{Workers: 2, Log: log}, path)
+		submit(t, tasks, "second", "")
+		submit(t, tasks, "second", "")
+		synctest.Wait()
 		for n, want := range []string{
-			"running 1 0.5, running 1 0.5",
-			"queued 1 0, running 2 0.5",
-			"queued 1 0, running 3 0.5", // then an orderly stop; a crash after each of the others
-			"queued 0 0, running 1 0.5",
+			"queued 1 0, running 2 0.5", // the newest first; before the crash both ran
+			"queued 0 0, running 1 0.5", // after an orderly stop; the others are after a crash
 			"queued 0 0, running 2 0.5",
 			"queued 0 0, running 3 0.5",
 			"running 1 0.5, failed 3 0 " + string(errorText(ErrCrashed)),
 		} {
-			log, lines := newLog()
-			tasks := startTasks(t, Config{Workers: max(1, 2-n), Log: log}, path) // both run at first
-			for range 2 - len(tasks.List("", 2)) {
-				submit(t, tasks, "second", "")
-			}
-			state := func() string {
-				synctest.Wait()
-				list := tasks.List("", 2) // the newest first
-				wantEqual(t, "without a start", list[0].StartedAt.IsZero(), list[0].Status == Queued)
-				return strings.TrimSpace(stateOf(list[0])) + ", " + strings.TrimSpace(stateOf(list[1]))
-			}
-			wantEqual(t, fmt.Sprint("start ", n), state(), want)
-			if n == 2 {
+			if n == 1 {
 				wantEqual(t, "Stop", stopWithin(tasks, 0), nil)
-				wantEqual(t, "after an orderly stop", state(), "queued 0 0, queued 0 0")
 			}
-			path, said = afterCrash(t, path), lines.String()
+			path = journalOf(t, read(t, path)) // what a crash leaves
+			tasks = startTasks(t, Config{Log: log}, path)
+			synctest.Wait()
+			wantEqual(t, fmt.Sprint("start ", n), statesOf(tasks.List("", 2)...), want)
+			for _, task := range tasks.List(Queued, 1) {
+				wantEqual(t, "the start of one that waits", task.StartedAt, time.Time{})
+			}
 		}
-		wantCount(t, said, `level=ERROR msg="task failed"`, 1)
-		wantCount(t, said, "cause="+strconv.Quote(ErrCrashed.Error()), 1)
+		wantCount(t, lines.String(), `level=ERROR msg="task failed"`, 1)
+		wantCount(t, lines.String(), "cause="+strconv.Quote(ErrCrashed.Error()), 1)
 	})
 }
 
-func TestJournalIsReadOrStaysUntouched(t *testing.T) {
-	replace := func(old, new string) string { return strings.Replace(lineQueued, old, new, 1) }
-	gone := string(errorText(ErrKindGone))
-	const done, torn, first, second = "succeeded 1 1 1", "level=WARN msg=\"dropped half a line", ":1: ", ":2: "
-	for name, tt := range map[string]struct {
-		lines     []string
-		want, log string // how the task ends, or the line in the error
-	}{
-		"the start of a line":               {[]string{lineQueued, "{"}, done, torn},
-		"half a line in the id":             {[]string{lineQueued, `{"id":"aaaaa`}, done, torn},
-		"a line but for the line feed":      {[]string{lineQueued, lineSucceeded}, done, `tasks=1 "run again"=0`},
-		"an older version's":                {[]string{replace(`"attempt":0`, `"crashes":1`), ""}, done, `tasks=1 "run again"=1`},
-		"a finished one":                    {[]string{lineSucceeded, ""}, done, `tasks=1 "run again"=0`},
-		"its Check would refuse it now":     {[]string{replace("echo", "refuse"), ""}, done, `"run again"=1`},
-		"its kind is gone":                  {[]string{replace("echo", "nope"), ""}, "failed 1 0 " + gone, `"run again"=1`},
-		"no JSON":                           {[]string{lineQueued, "{", ""}, second, ""},
-		"an empty line":                     {[]string{lineQueued, "", lineSucceeded, ""}, second, ""},
-		"another type":                      {[]string{replace(`"echo"`, "5"), ""}, first, ""},
-		"no id":                             {[]string{replace("aaaaaaaa-1", ""), ""}, first, ""},
-		"an unknown state":                  {[]string{lineQueued, replace("queued", "paused"), ""}, second, ""},
-		"a damaged name":                    {[]string{replace("input", "inpuu"), ""}, first, ""},
-		"two values in a line":              {[]string{lineQueued + lineQueued, ""}, first, ""},
-		"a task goes on after its end":      {[]string{lineSucceeded, lineQueued, ""}, second, ""},
-		"NULs at the end":                   {[]string{lineQueued, "\x00\x00"}, second, ""},
-		"named by mistake: notes":           {[]string{"my notes"}, first, ""},
-		"named by mistake: JSON":            {[]string{`{"1":"Boostcamp"}`}, first, ""},
-		"named by mistake: JSON with an id": {[]string{`{"id":"customer-1","name":"x"}`}, first, ""},
+func TestJournalIsReadAfterACrashOrAChange(t *testing.T) {
+	gone := "failed 1 0 " + string(errorText(ErrKindGone))
+	const done, torn, again = "succeeded 1 1 1", `level=WARN msg="dropped half a line`, `tasks=1 "run again"=1`
+	for name, tt := range map[string]struct{ text, want, log string }{
+		"the start of a line":          {lineQueued + "\n{", done, torn},
+		"half a line in the id":        {lineQueued + "\n" + `{"id":"aaaaa`, done, torn},
+		"a line but for the line feed": {lineQueued + "\n" + lineSucceeded, done, `tasks=1 "run again"=0`},
+		"an older version's":           {strings.Replace(lineQueued, `"attempt":0`, `"crashes":1`, 1) + "\n", done, again},
+		"its Check would refuse it":    {strings.Replace(lineQueued, "echo", "refuse", 1) + "\n", done, again},
+		"its kind is gone":             {strings.Replace(lineQueued, "echo", "nope", 1) + "\n", gone, again},
 	} {
 		bubble(t, func(t *testing.T) {
 			log, lines := newLog()
-			path := journalOf(t, tt.lines...)
-			tasks, before := NewTasks(Config{Kinds: testKinds, Log: log, Error: errorText}), read(t, path)
-			if err := tasks.Start(path); err != nil {
-				if !strings.HasPrefix(err.Error(), path+tt.want) || strings.Contains(err.Error(), "\n") {
-					t.Errorf("%s: got %v, want %s", name, err, tt.want)
-				}
-				wantEqual(t, name+": the file", read(t, path), before)
-				return
-			}
-			defer stopWithin(tasks, 0)
-			wantEqual(t, name, stateOf(wait(t, tasks, "aaaaaaaa-1")), tt.want)
+			tasks := startTasks(t, Config{Log: log}, journalOf(t, tt.text))
+			wantEqual(t, name, statesOf(wait(t, tasks, "aaaaaaaa-1")), tt.want)
 			wantCount(t, lines.String(), tt.log, 1)
 		})
 	}
 }
 
-func TestJournalThatCannotBeUsedStopsTheStart(t *testing.T) {
-	dir, blocked := t.TempDir(), journalOf(t, lineQueued, "")
-	paths := map[string]string{
-		filepath.Join(dir, "nope", "tasks.jsonl"): "open the journal: ",
-		dir:     "is not a regular file",
-		blocked: "compact the journal: ", // there is no room for the new one
-	}
-	fatalIf(t, os.MkdirAll(blocked+".new/full", 0o700))
-	pipe := filepath.Join(dir, "pipe")
-	if err := exec.Command("mkfifo", pipe).Run(); err == nil {
-		paths[pipe] = "is not a regular file"
-		f, err := os.OpenFile(pipe, os.O_RDWR, 0) // who reads it all the same is not to wait for ever
-		fatalIf(t, err)
-		defer f.Close()
-		fmt.Fprintln(f, "something")
-	}
-	for path, want := range paths {
-		if err := NewTasks(Config{Log: discard}).Start(path); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want %s", path, err, want)
+func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
+	replace := func(old, new string) string { return strings.Replace(lineQueued, old, new, 1) }
+	blocked := journalOf(t, lineQueued, "")
+	fatalIf(t, os.MkdirAll(blocked+".new/full", 0o700)) // there is no room for the new one
+	for path, want := range map[string]string{
+		journalOf(t, "{", lineQueued, ""):                          ":1: ", // half a line, but not the last one
+		journalOf(t, lineQueued, "", lineSucceeded, ""):            ":2: ", // an empty line
+		journalOf(t, replace("aaaaaaaa-1", ""), ""):                ":1: ", // no id
+		journalOf(t, lineQueued, replace("queued", "paused")+"\n"): ":2: ", // an unknown state
+		journalOf(t, replace("input", "inpuu"), ""):                ":1: ", // a damaged name
+		journalOf(t, lineQueued+lineQueued, ""):                    ":1: ", // two values in a line
+		journalOf(t, lineSucceeded, lineQueued, ""):                ":2: ", // a task goes on after its end
+		journalOf(t, lineQueued, "\x00\x00"):                       ":2: ",
+		journalOf(t, `{"id":"customer-1","name":"x"}`):             ":1: ", // another file, named by mistake
+		journalOf(t) + "/tasks.jsonl":                              "open the journal: ",
+		blocked:                                                    "compact the journal: ",
+	} {
+		before, _ := os.ReadFile(path)
+		err := NewTasks(Config{Log: discard}).Start(path)
+		after, _ := os.ReadFile(path)
+		if err == nil || !strings.Contains(err.Error(), want) || !bytes.Equal(before, after) {
+			t.Errorf("%q: got %v, want %s; it is %q now", brief(string(before)), err, want, brief(string(after)))
 		}
 	}
-	wantEqual(t, "the journal", read(t, blocked), lineQueued+"\n")
 }
 
-// TestJournalIsAFileOfItsOwn: others read what clients sent neither in it nor through what lies at the new file's name,
-// left over from a start that was killed, or put there.
+func TestJournalIsNoPipe(t *testing.T) {
+	pipe := journalOf(t)
+	if err := exec.Command("mkfifo", pipe).Run(); err != nil {
+		t.Skip(err)
+	}
+	f, err := os.OpenFile(pipe, os.O_RDWR, 0) // who reads it all the same is not to wait for ever
+	fatalIf(t, err)
+	defer f.Close()
+	fmt.Fprintln(f, "something")
+	err = NewTasks(Config{Log: discard}).Start(pipe)
+	wantEqual(t, "Start", fmt.Sprint(err), "the journal "+pipe+" is not a regular file")
+}
+
+// TestJournalIsAFileOfItsOwn: others read it neither there nor through what lies, or was put, at the new file's name.
 func TestJournalIsAFileOfItsOwn(t *testing.T) {
 	path, link, victim := journalOf(t), journalOf(t), journalOf(t, "mine") // path is not there yet, as on a new volume
 	if err := errors.Join(os.Symlink(path, link), os.Symlink(victim, path+".new")); err != nil {
 		t.Skip(err)
 	}
-	bubble(t, func(t *testing.T) { submitAndWait(t, startTasks(t, Config{}, link), "echo", "") })
+	bubble(t, func(t *testing.T) {
+		submit(t, startTasks(t, Config{}, link), "echo", "")
+		synctest.Wait()
+	})
 	info, err := os.Lstat(path)
 	if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
 		t.Fatalf("the journal is %v, %v, want a file with mode 0600", info, err)
 	}
-	wantCount(t, read(t, path), "\n", 3)
+	wantCount(t, read(t, path), "\n", 3) // and not in a file in the link's place
 	wantEqual(t, "the other file", read(t, victim), "mine")
-	to, _ := os.Readlink(link)
-	wantEqual(t, "the link", to, path)
-	if _, err := os.Lstat(path + ".new"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the new file is still there: %v", err)
-	}
 }
 
-// TestJournalThatFailsEndsTheAcceptance: whoever finds out first. A disk is full after half a line while tasks run.
+// TestJournalThatFailsEndsTheAcceptance: a disk is full, after half a line. Cancel finds it out, and then a task's end.
 func TestJournalThatFailsEndsTheAcceptance(t *testing.T) {
-	for first, tt := range map[string]struct {
-		workers, ran int // of three tasks
-		find         func(tasks *Tasks, id string)
-	}{
-		"Submit":                   {2, 2, func(tasks *Tasks, _ string) { tasks.Submit("echo", nil) }},
-		"Submit, and workers wait": {5, 3, func(tasks *Tasks, _ string) { tasks.Submit("echo", nil) }},
-		"Cancel":                   {2, 2, func(tasks *Tasks, id string) { tasks.Cancel(id) }},
-		"the end of a task":        {2, 2, func(*Tasks, string) { time.Sleep(time.Minute) }},
-	} {
-		bubble(t, func(t *testing.T) {
-			log, lines := newLog()
-			path := journalOf(t)
-			tasks := startTasks(t, Config{Workers: tt.workers, Log: log}, path)
-			ids := []string{submit(t, tasks, "second", "").ID, submit(t, tasks, "second", "").ID, submit(t, tasks, "second", "").ID}
-			synctest.Wait()
-			fmt.Fprint(tasks.journal, `{"id":"half`)
-			tasks.journal.Close()
-			full := read(t, path)
-			tt.find(tasks, ids[0])
-			_, submitted := tasks.Submit("echo", nil)
-			_, canceled := tasks.Cancel(ids[2])
-			wantEqual(t, first+" first: Cancel", canceled, submitted)
-			if !errors.Is(submitted, ErrNotAccepting) || !errors.Is(submitted, os.ErrClosed) || tasks.Ready() {
-				t.Errorf("%s first: got %v, ready %v, want %v, and why", first, submitted, tasks.Ready(), ErrNotAccepting)
-			}
-			if synctest.Wait(); tt.workers > tt.ran { // the workers that wait end at once
-				wantCount(t, lines.String(), "no task is accepted or started any more", 1)
-			}
-			time.Sleep(time.Minute)
-			counts := map[Status]int{Queued: 3 - tt.ran, Running: 0, Succeeded: tt.ran} // what ran is shown, what waits is left
-			wantEqual(t, first+" first: Counts", tasks.Counts(), counts)
-			wantCount(t, lines.String(), "no task is accepted or started any more", 1)
-			wantCount(t, lines.String(), "will run it again", tt.ran)
-			if err := stopWithin(tasks, 0); !errors.Is(err, os.ErrClosed) {
-				t.Errorf("%s first: Stop says %v, want %v", first, err, os.ErrClosed)
-			}
-			wantEqual(t, first+" first: the file", read(t, path), full)
-			tasks = startTasks(t, Config{}, path)
-			for i, attempt := range []int{2, 2, tt.ran - 1} {
-				wantEqual(t, "after the next start", stateOf(wait(t, tasks, ids[i])), fmt.Sprintf("succeeded %d 1 null", attempt))
-			}
-		})
-	}
+	const said = `level=ERROR msg="no task is accepted or started any more"`
+	bubble(t, func(t *testing.T) {
+		path := journalOf(t)
+		log, lines := newLog()
+		tasks := startTasks(t, Config{Workers: 2, Log: log}, path)
+		submit(t, tasks, "second", "")
+		submit(t, tasks, "second", "")
+		queued := submit(t, tasks, "second", "").ID
+		synctest.Wait()
+		fmt.Fprint(tasks.journal, `{"id":"half`)
+		tasks.journal.Close()
+		full := read(t, path)
+		_, canceled := tasks.Cancel(queued)
+		_, submitted := tasks.Submit("echo", nil)
+		wantEqual(t, "what Submit says after Cancel", submitted, canceled)
+		if !errors.Is(canceled, ErrNotAccepting) || !errors.Is(canceled, os.ErrClosed) || tasks.Ready() {
+			t.Errorf("got %v, ready %v, want %v, and why", canceled, tasks.Ready(), ErrNotAccepting)
+		}
+		time.Sleep(time.Minute)
+		want := "queued 0 0, succeeded 1 1 null, succeeded 1 1 null"
+		wantEqual(t, "the tasks", statesOf(tasks.List("", 9)...), want)
+		wantCount(t, lines.String(), said, 1)
+		wantCount(t, lines.String(), "will run it again", 2)
+		if err := stopWithin(tasks, 0); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Stop says %v, want %v", err, os.ErrClosed)
+		}
+		wantEqual(t, "the file", read(t, path), full)
+
+		tasks = startTasks(t, Config{Workers: 2, Log: log}, path)
+		time.Sleep(time.Minute)
+		want = "succeeded 1 1 null, succeeded 2 1 null, succeeded 2 1 null"
+		wantEqual(t, "the tasks after the next start", statesOf(tasks.List("", 9)...), want)
+		submit(t, tasks, "second", "")
+		synctest.Wait()
+		tasks.journal.Close()
+		tasks.workers.Wait() // the one that runs the task, and the one that has none
+		wantEqual(t, "ready", tasks.Ready(), false)
+		wantCount(t, lines.String(), said, 2)
+	})
 }
 
 // FuzzJournal: any bytes end in an error with the file untouched, or in a start that loses no whole line and that
 // would be the same on the file that it has written.
 func FuzzJournal(f *testing.F) {
-	f.Add(lineQueued + "\n" + lineSucceeded + "\n")
-	f.Add(strings.Replace(lineSucceeded, "-1", "-2", 1) + "\n" + lineQueued + "\n" + `{"id":"aa`)
-	f.Add(strings.Replace(lineQueued, `"attempt":0,"progress":0`, `"attempt":-9223372036854775808,"progress":-1e308`, 1) + "\n")
-	f.Add(strings.NewReplacer("2026", "9999", `"input":1`, `"input":null`).Replace(lineQueued) + "\n")
+	f.Add(strings.Replace(lineSucceeded, "-1", "-2", 1) + "\n" + lineQueued + "\n" + lineSucceeded + "\n" + `{"id":"aa`)
+	odd := strings.NewReplacer(`"attempt":0,"progress":0,"input":1`, `"attempt":-9223372036854775808,"progress":-1e308,"input":null`)
+	f.Add(odd.Replace(lineQueued) + "\n")
 	f.Fuzz(func(t *testing.T, data string) {
 		path := journalOf(t, data)
-		open := func() (string, error) { // what Start does before its workers run the tasks
+		var lists [2]string
+		for i := range lists { // the second time on what the first has written
 			tasks := NewTasks(Config{Keep: 1 << 20, Log: discard})
-			if err := tasks.openJournal(path); err != nil {
-				return "", err
+			if err := tasks.openJournal(path); err != nil { // what Start does before its workers run the tasks
+				wantEqual(t, fmt.Sprint("the refused file, ", err), read(t, path), data)
+				return
 			}
 			list, err := json.Marshal(tasks.List("", 1<<20))
-			return string(list), errors.Join(err, tasks.journal.Close())
+			fatalIf(t, errors.Join(err, tasks.journal.Close()))
+			lists[i] = string(list)
 		}
-		list, err := open()
-		if err != nil {
-			wantEqual(t, "the refused file", read(t, path), data)
-			return
-		}
+		wantEqual(t, "the tasks from its own journal", lists[1], lists[0])
 		for line := range strings.Lines(data[:strings.LastIndexByte(data, '\n')+1]) {
 			var task Task
-			if err := json.Unmarshal([]byte(line), &task); err != nil || !strings.Contains(list, `{"id":"`+task.ID+`"`) {
-				t.Errorf("the line %q is lost: %v, %s", line, err, brief(list))
-			}
+			fatalIf(t, json.Unmarshal([]byte(line), &task))
+			wantEqual(t, "has "+brief(line), strings.Contains(lists[0], `{"id":"`+task.ID+`"`), true)
 		}
-		again, err := open()
-		wantEqual(t, fmt.Sprint("its own journal, ", err), again, list)
 	})
 }
 
@@ -1652,9 +1365,7 @@ func BenchmarkStart(b *testing.B) {
 	path := journalOf(b, text.String())
 	for b.Loop() {
 		f, err := os.Open(path)
-		if err := errors.Join(err, NewTasks(Config{Log: discard}).replay(f), f.Close()); err != nil {
-			b.Fatal(err)
-		}
+		fatalIf(b, errors.Join(err, NewTasks(Config{Log: discard}).replay(f), f.Close()))
 	}
 }
 
@@ -1665,7 +1376,7 @@ func ExampleLifecycle() {
 		return func(context.Context) error { fmt.Println(what); return nil }
 	}
 	l := &Lifecycle{Log: discard, Grace: time.Second}
-	l.Add(Hook{Name: "model", Start: say("load the model"), Stop: say("save the log")})
+	l.Add(Hook{Name: "app", Start: say("load the model"), Stop: say("save the log")})
 	l.Add(Hook{Name: "jobs", Start: say("start the jobs"), Drain: say("finish the jobs")})
 
 	ln, err := net.Listen("tcp", "localhost:0")
@@ -1674,19 +1385,15 @@ func ExampleLifecycle() {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	go func() { // a client, and then Ctrl-C
-		defer stop()
-		resp, err := http.Get("http://" + ln.Addr().String())
-		if err == nil {
-			fmt.Println("served", resp.StatusCode)
-			resp.Body.Close()
-		}
-	}()
-	fmt.Println(l.Run(ctx, ln, &http.Server{Handler: http.NotFoundHandler()}))
+	go http.Get("http://" + ln.Addr().String()) // a client
+	fmt.Println(l.Run(ctx, ln, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		fmt.Println("answer a request")
+		stop() // as Ctrl-C does
+	})}))
 	// Output:
 	// load the model
 	// start the jobs
-	// served 404
+	// answer a request
 	// finish the jobs
 	// save the log
 	// <nil>
@@ -1727,11 +1434,10 @@ func newStage(t *testing.T, l *Lifecycle, srv *http.Server) *stage {
 	s := &stage{conns: make(chan net.Conn), ended: make(chan error, 1)}
 	s.closed, s.close = context.WithCancel(t.Context())
 	s.client = &http.Client{Transport: &http.Transport{DialContext: s.Dial}}
-	t.Cleanup(s.client.CloseIdleConnections)
 	ctx, stop := context.WithCancel(t.Context())
 	s.stop = stop
 	go func() { s.ended <- l.Run(ctx, s, srv); close(s.ended) }()
-	t.Cleanup(func() { stop(); <-s.ended }) // the bubble's time stands still when the test has ended
+	t.Cleanup(func() { <-s.ended }) // the test's context has ended, which is a signal too
 	return s
 }
 
@@ -1741,43 +1447,39 @@ func (s *stage) get() string {
 	if err != nil {
 		return errors.Unwrap(err).Error()
 	}
-	defer resp.Body.Close()
-	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
 	if resp.Close {
 		return resp.Status + ", close"
 	}
 	return resp.Status
 }
 
-// TestLifecycleRunsItsStepsInOrder: each step notes that it is called, if the server is ready, and how much time it has.
+// TestLifecycleRunsItsStepsInOrder: each takes a second, or until its context ends, and notes how much time it has.
 func TestLifecycleRunsItsStepsInOrder(t *testing.T) {
-	type step = func(context.Context) error
-	fail := func(context.Context) error { return io.EOF }
-	giveUp := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-	succeed := func(ctx context.Context) error { <-ctx.Done(); return nil }
-	takes := func(d time.Duration) step { return func(context.Context) error { time.Sleep(d); return nil } }
-	const served = "start a, start b, start c, request (ready), drain b in 10s, "
+	const early, late = 1500 * time.Millisecond, time.Minute
+	const served = "start a, start b, start c, request (ready), drain b in 10s, drain a in 9s, stop b in 5s, stop a in 4s"
 	for _, tt := range []struct {
-		name  string
-		does  map[string]step // what a step does, if not nothing
-		diary string
-		err   string
+		name   string
+		signal time.Duration // when it comes: early is while b starts
+		fails  map[string]error
+		diary  string
+		err    string
 	}{
-		{"steps share their time", map[string]step{"drain b": takes(4 * time.Second), "stop b": takes(time.Second)},
-			served + "drain a in 6s, stop b in 5s, stop a in 4s", "<nil>"},
-		{"all drains and stops fail", map[string]step{"drain b": fail, "drain a": fail, "stop b": fail, "stop a": fail},
-			served + "drain a in 10s, stop b in 5s, stop a in 5s", "drain b: EOF\ndrain a: EOF\nstop b: EOF\nstop a: EOF"},
-		{"a start fails, and a stop", map[string]step{"start b": fail, "stop a": fail},
+		{"all is well", late, nil, served, "<nil>"},
+		{"all drains and stops fail", late,
+			map[string]error{"drain b": io.EOF, "drain a": io.EOF, "stop b": io.EOF, "stop a": io.EOF},
+			served, "drain b: EOF\ndrain a: EOF\nstop b: EOF\nstop a: EOF"},
+		{"a start fails, and a stop", late, map[string]error{"start b": io.EOF, "stop a": io.EOF},
 			"start a, start b, stop a in 5s", "start b: EOF\nstop a: EOF"},
-		{"a signal during a start that gives up", map[string]step{"start b": giveUp},
-			"start a, start b, stop a in 5s", "<nil>"},
-		{"a signal during a start that succeeds", map[string]step{"start b": succeed},
-			"start a, start b, stop b in 5s, stop a in 5s", "<nil>"},
+		{"a signal during a start that gives up", early, map[string]error{"start b": io.EOF},
+			"start a, start b, interrupted, stop a in 5s", "<nil>"},
+		{"a signal during a start that succeeds", early, nil,
+			"start a, start b, interrupted, stop b in 5s, stop a in 4s", "<nil>"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				l, diary := &Lifecycle{Log: discard, Grace: 20 * time.Second}, []string{}
-				note := func(name string) step {
+				step := func(name string) func(context.Context) error {
 					return func(ctx context.Context) error {
 						entry := name
 						if l.Ready() {
@@ -1787,27 +1489,27 @@ func TestLifecycleRunsItsStepsInOrder(t *testing.T) {
 							entry += fmt.Sprintf(" in %v", time.Until(end))
 						}
 						diary = append(diary, entry)
-						if ctx.Err() != nil || tt.does[name] == nil {
-							return ctx.Err()
+						select {
+						case <-time.After(time.Second):
+						case <-ctx.Done():
+							diary = append(diary, "interrupted")
 						}
-						return tt.does[name](ctx)
+						return tt.fails[name]
 					}
 				}
-				l.Add(Hook{"a", note("start a"), note("drain a"), note("stop a")})
-				l.Add(Hook{"b", note("start b"), note("drain b"), note("stop b")})
-				l.Add(Hook{Name: "c", Start: note("start c")})
+				l.Add(Hook{"a", step("start a"), step("drain a"), step("stop a")})
+				l.Add(Hook{"b", step("start b"), step("drain b"), step("stop b")})
+				l.Add(Hook{Name: "c", Start: step("start c")})
 				s := newStage(t, l, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-					note("request")(t.Context())
+					step("request")(t.Context())
 				})})
 				go s.get()
+				time.Sleep(tt.signal)
 				synctest.Wait()
 				s.stop()
-				if err := fmt.Sprint(<-s.ended); err != tt.err || s.closed.Err() == nil {
-					t.Errorf("the error is %q, want %q; or the listener is still open", err, tt.err)
-				}
-				if got := strings.Join(diary, ", "); got != tt.diary {
-					t.Errorf("\ngot  %s\nwant %s", got, tt.diary)
-				}
+				wantEqual(t, "the error", fmt.Sprint(<-s.ended), tt.err)
+				wantEqual(t, "the steps", strings.Join(diary, ", "), tt.diary)
+				wantEqual(t, "the listener is closed", s.closed.Err() != nil, true)
 			})
 		})
 	}
@@ -1819,7 +1521,7 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 	for _, tt := range []struct {
 		name                  string
 		linger, drain, signal time.Duration // the signal comes so long after the request
-		request, lasts        time.Duration // the request takes so long, and the stop, from the signal on
+		request, lasts        time.Duration // the request takes so long (-1: it panics), and the stop
 		reply                 string
 		err                   error
 	}{
@@ -1835,13 +1537,10 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				l := &Lifecycle{Log: discard, Grace: 20 * time.Second, Linger: tt.linger}
 				l.Add(Hook{Drain: func(context.Context) error { time.Sleep(tt.drain); return nil }})
-				s := newStage(t, l, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s := newStage(t, l, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+					time.Sleep(tt.request)
 					if tt.request < 0 {
 						panic(http.ErrAbortHandler)
-					}
-					select {
-					case <-time.After(tt.request):
-					case <-r.Context().Done():
 					}
 				})})
 				reply := make(chan string, 1)
@@ -1852,44 +1551,37 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 				s.stop()
 				for tt.request == 0 && time.Since(begin) < tt.lasts { // first on the kept-alive connection, then on new ones
 					synctest.Wait()
-					if got := s.get(); got != "200 OK, close" {
-						t.Errorf("%v after the signal a request got %s, want 200 OK, close", time.Since(begin), got)
-					}
+					wantEqual(t, fmt.Sprint("a request ", time.Since(begin), " after the signal"), s.get(), "200 OK, close")
 					time.Sleep(500 * time.Millisecond)
 				}
-				if err := <-s.ended; !errors.Is(err, tt.err) {
-					t.Errorf("the error is %v, want %v", err, tt.err)
-				}
+				err, took, got := <-s.ended, time.Since(begin), <-reply
 				// Shutdown looks every half a second whether the last request has ended.
-				if took := time.Since(begin); took < tt.lasts || took > tt.lasts+time.Second {
-					t.Errorf("it took %v, want %v", took, tt.lasts)
+				if got != tt.reply || took < tt.lasts || took > tt.lasts+time.Second || !errors.Is(err, tt.err) {
+					t.Errorf("got %s, and the stop took %v: %v; want %s, %v: %v", got, took, err, tt.reply, tt.lasts, tt.err)
 				}
-				if got := <-reply; got != tt.reply {
-					t.Errorf("the request got %s, want %s", got, tt.reply)
-				}
+				time.Sleep(tt.request) // until the handler that was cut off has ended
 			})
 		})
 	}
 }
 
-// TestLifecycleEndsWhenItsListenerBreaks: in order, and with an error. Everything else has its zero value.
+// TestLifecycleEndsWhenItsListenerBreaks: in order, and with every error. All else has its zero value.
 func TestLifecycleEndsWhenItsListenerBreaks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var lines logBuffer
+		defer log.SetOutput(log.Writer())
 		log.SetOutput(&lines) // what slog.Default writes to
-		defer log.SetOutput(os.Stderr)
-		l, stopped := &Lifecycle{}, false
-		l.Add(Hook{Stop: func(context.Context) error { stopped = true; return nil }})
+		l := &Lifecycle{}
+		l.Add(Hook{Stop: func(context.Context) error { return io.EOF }})
 		s := newStage(t, l, &http.Server{})
-		if got := s.get(); got != "404 Not Found" {
-			t.Errorf("got %s, want the reply of http.DefaultServeMux", got)
-		}
+		reply := s.get()
 		s.Close()
-		if err := <-s.ended; !errors.Is(err, net.ErrClosed) || !stopped {
-			t.Errorf("got %v, want %v; the hook was stopped: %v", err, net.ErrClosed, stopped)
+		err := <-s.ended
+		if reply != "404 Not Found" || !errors.Is(err, net.ErrClosed) || !errors.Is(err, io.EOF) {
+			t.Errorf("got %s and %v; want the 404 of http.DefaultServeMux, %v and the hook's EOF", reply, err, net.ErrClosed)
 		}
-		if !strings.Contains(lines.String(), `cause="use of closed`) || strings.Contains(lines.String(), "INFO stopped") {
-			t.Errorf("the log is %q", lines.String())
+		if got := lines.String(); !strings.Contains(got, `cause="use of closed`) || strings.Contains(got, "INFO stopped") {
+			t.Errorf("the log is %q", got)
 		}
 	})
 }
@@ -1904,17 +1596,13 @@ func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 	t.Helper()
 	a := newApp(config{workers: 1, queue: 10, keep: 10}, log)
 	started, err := a.lifecycle.start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	fatalIf(t, err)
 	a.lifecycle.ready.Store(true)
 	t.Cleanup(func() {
 		a.stop()
 		stopWithin(a.tasks, 0) // without time for a drain
 		for _, h := range slices.Backward(started) {
-			if err := call(context.Background(), "stop", h.Name, h.Stop); err != nil {
-				t.Error(err)
-			}
+			wantEqual(t, "the error of the Stop hook", call(context.Background(), "stop", h.Name, h.Stop), nil)
 		}
 	})
 	return a, a.handler()
@@ -1944,11 +1632,8 @@ func remote(host string, transport http.RoundTripper) http.Handler {
 // taskOf returns the task in a reply. A reply of another status ends the test, and is shown.
 func taskOf(t testing.TB, status int, w *httptest.ResponseRecorder) (task Task) {
 	t.Helper()
-	if w.Code != status {
+	if err := json.Unmarshal(w.Body.Bytes(), &task); err != nil || task.ID == "" || w.Code != status {
 		t.Fatalf("got %d %s, want %d and a task", w.Code, brief(w.Body.String()), status)
-	}
-	if err := json.Unmarshal(w.Body.Bytes(), &task); err != nil || task.ID == "" {
-		t.Fatalf("%d with a body that is no task: %s: %v", w.Code, brief(w.Body.String()), err)
 	}
 	return task
 }
@@ -1959,76 +1644,53 @@ func post(h http.Handler, body string, header ...string) *httptest.ResponseRecor
 }
 
 func TestAppAnswersAsItsTableSays(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		a, h := newTestApp(t, discard)
-		for _, tt := range []struct {
-			request string // method, path, body
-			status  int
-			want    string // the body; of a redirect the Location, of a task the input, of a problem how the detail begins
-		}{
-			{`GET /`, 307, `/docs`},
-			{`GET /users/`, 200, `[{"username":"Rick"},{"username":"Morty"}]`},
-			{`GET /users/%3Cb%3E%26%ED%95%9C`, 200, `{"username":"<b>&한"}`},
-			{`GET /orders/`, 200, `[{"order":"Taco"},{"order":"Burritto"}]`},
-			{`GET /orders/me`, 200, `{"my_order":"taco"}`},
-			{`GET /v1/1`, 200, `"Boostcamp"`},
-			{`GET /v1/2`, 200, `"AI"`},
-			{`GET /v1/5`, 500, ``},
-			{`GET /v1/x`, 422, `path.item_id must be an integer of at most 64 bits`},
-			{`GET /v2/3`, 200, `"Tech"`},
-			{`GET /v2/+5`, 404, `아이템을 찾을 수 없습니다 [id: 5]`},
-			{`GET /v2/x`, 422, `path.item_id must be an integer of at most 64 bits`},
-			{`GET /tasks`, 200, `[]`},
-			{`GET /tasks?status=nope`, 422, `query.status must be one of [queued running succeeded failed canceled]`},
-			{`GET /tasks?status=%zz`, 400, `the query is malformed`},
-			{`GET /tasks/nope`, 404, `no such task`},
-			{`GET /tasks/aaaaaaaa-1`, 410, `the task is no longer known`},
-			{`DELETE /tasks/nope`, 404, `no such task`},
-			{`PUT /tasks`, 405, `this path allows GET, HEAD, POST`},
-			{`POST /tasks {"kind":"sleep"}`, 202, `{"wait_time":3}`},
-			{`POST /tasks {"kind":"nope"}`, 422, `body.kind must be a kind of task: `},
-			{`POST /tasks {"kind":"sleep","priority":1}`, 422, `body.priority is not a field here`},
-			{`GET /tasks?status=failed`, 200, `[]`},
-			{`GET /healthz`, 200, `{"status":"ok"}`},
-			{`GET /readyz`, 200, `{"status":"ok"}`},
-			{`GET /nope`, 404, `there is nothing at this path`},
-		} {
-			part := append(strings.SplitN(tt.request, " ", 3), "")
-			w := do(h, part[0], part[1], part[2], "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
-			got := strings.TrimSuffix(w.Body.String(), "\n")
-			switch {
-			case w.Code != tt.status:
-			case w.Code == 202:
-				task := taskOf(t, 202, w)
-				got = string(task.Input)
-				if location := w.Header().Get("Location"); location != "/tasks/"+task.ID {
-					t.Errorf("%s: the Location of task %s is %q", tt.request, task.ID, location)
-				}
-			case w.Code >= 400:
-				got = problemOf(t, w).Detail
-				if tt.want != "" && strings.HasPrefix(got, tt.want) {
-					got = tt.want
-				}
-			case w.Code >= 300:
-				got = w.Header().Get("Location")
-			}
-			if w.Code != tt.status || got != tt.want {
-				t.Errorf("%s: got %d %s, want %d %s", tt.request, w.Code, brief(got), tt.status, tt.want)
-			}
-			changes := w.Code >= 400 || strings.HasPrefix(part[1], "/tasks") || strings.HasSuffix(part[1], "z")
-			if got := w.Header().Get("Cache-Control"); (got == "no-store") != changes {
-				t.Errorf("%s: Cache-Control is %q", tt.request, got)
-			}
+	_, h := newTestApp(t, discard)
+	for _, tt := range []struct {
+		request string // method, path, body
+		want    string // the status, and the body; of a redirect the Location, of a problem the detail
+	}{
+		{`GET /`, `307 /docs`},
+		{`GET /users/`, `200 [{"username":"Rick"},{"username":"Morty"}]`},
+		{`GET /users/%3Cb%3E%26%ED%95%9C`, `200 {"username":"<b>&한"}`},
+		{`GET /orders/`, `200 [{"order":"Taco"},{"order":"Burritto"}]`},
+		{`GET /orders/me`, `200 {"my_order":"taco"}`},
+		{`GET /v1/1`, `200 "Boostcamp"`},
+		{`GET /v1/2`, `200 "AI"`},
+		{`GET /v1/5`, `500 `},
+		{`GET /v1/x`, `422 path.item_id must be an integer of at most 64 bits`},
+		{`GET /v2/3`, `200 "Tech"`},
+		{`GET /v2/+5`, `404 아이템을 찾을 수 없습니다 [id: 5]`},
+		{`GET /v2/x`, `422 path.item_id must be an integer of at most 64 bits`},
+		{`GET /tasks`, `200 []`},
+		{`GET /tasks?status=nope`, `422 query.status must be one of [queued running succeeded failed canceled]`},
+		{`GET /tasks?status=%zz`, `400 the query is malformed`},
+		{`GET /tasks/nope`, `404 no such task`},
+		{`DELETE /tasks/nope`, `404 no such task`},
+		{`PUT /tasks`, `405 this path allows GET, HEAD, POST`},
+		{`POST /tasks {"kind":"sleep","priority":1}`, `422 body.priority is not a field here`},
+		{`GET /healthz`, `200 {"status":"ok"}`},
+		{`GET /readyz`, `200 {"status":"ok"}`},
+		{`GET /nope`, `404 there is nothing at this path`},
+	} {
+		part := append(strings.SplitN(tt.request, " ", 3), "")
+		w := do(h, part[0], part[1], part[2], "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
+		got := cmp.Or(w.Header().Get("Location"), strings.TrimSpace(w.Body.String()))
+		if w.Code >= 400 {
+			got = problemOf(t, w).Detail
 		}
-		if w := do(h, "POST", "/tasks", "", "Sec-Fetch-Site", "cross-site"); problemOf(t, w).Status != 403 {
-			t.Errorf("from a page of another origin: got %d %s, want 403", w.Code, brief(w.Body.String()))
+		if got = fmt.Sprint(w.Code, " ", got); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.request, brief(got), tt.want)
 		}
-		for _, r := range a.routes().Routes() {
-			if r.Summary == "" {
-				t.Errorf("%s %s has no summary", r.Method, r.Path)
-			}
+		changes := w.Code >= 400 || strings.HasPrefix(part[1], "/tasks") || strings.HasSuffix(part[1], "z")
+		if cache := w.Header().Get("Cache-Control"); (cache == "no-store") != changes {
+			t.Errorf("%s: Cache-Control is %q", tt.request, cache)
 		}
-	})
+	}
+	foreign := problemOf(t, do(h, "POST", "/tasks", "", "Sec-Fetch-Site", "cross-site"))
+	wantEqual(t, "from a page of another origin", foreign.Status, 403)
+	told := regexp.MustCompile(`"summary":"Home".*"summary":"Docs".*"example":"{\\"kind\\": \\"sleep\\"`)
+	page := do(h, "GET", "/docs", "").Body.String()
+	wantEqual(t, "the page has summaries and an example", told.MatchString(page), true)
 }
 
 // TestTasksOverHTTP is the lecture's comparison: answered at once and polled, or waited for.
@@ -2038,76 +1700,64 @@ func TestTasksOverHTTP(t *testing.T) {
 		begin := time.Now()
 		check := func(want string, w *httptest.ResponseRecorder) Task {
 			t.Helper()
-			task, after := taskOf(t, w.Code, w), time.Since(begin).Round(time.Millisecond)
-			got := fmt.Sprintf("%d %s after %v, Retry-After %q, applied %q", w.Code, task.Status, after,
-				w.Header().Get("Retry-After"), w.Header().Get("Preference-Applied"))
-			if got != want {
-				t.Errorf("\ngot  %s\nwant %s", got, want)
-			}
+			task, retry, applied := taskOf(t, w.Code, w), w.Header().Get("Retry-After"), w.Header().Get("Preference-Applied")
+			got := fmt.Sprintf("%d %s %v after %v, Retry-After %q, applied %q",
+				w.Code, task.Status, task.Progress, time.Since(begin).Round(time.Millisecond), retry, applied)
+			wantEqual(t, "the reply", got, want)
 			return task
 		}
-		task := check(`202 queued after 0s, Retry-After "1", applied ""`, post(h, `{"kind":"sleep"}`))
-		url := "/tasks/" + task.ID
-		time.Sleep(1500 * time.Millisecond)
-		task = check(`200 running after 1.5s, Retry-After "1", applied ""`, do(h, "GET", url, ""))
-		if task.Progress < 0.4 || task.Progress > 0.6 {
-			t.Errorf("halfway the progress is %v", task.Progress)
-		}
-		check(`200 succeeded after 3s, Retry-After "", applied "wait=5"`, do(h, "GET", url, "", "Prefer", "wait=5"))
-		check(`200 succeeded after 6s, Retry-After "", applied "wait=5"`, post(h, `{"kind":"sleep"}`, "Prefer", "wait=5"))
-		task = check(`202 running after 7s, Retry-After "1", applied "wait=1"`, post(h, `{"kind":"sleep"}`, "Prefer", "wait=1"))
-		task = check(`200 canceled after 7s, Retry-After "", applied ""`, do(h, "DELETE", "/tasks/"+task.ID, ""))
-		const want = `{"type":"about:blank","title":"Conflict","status":409,"detail":"the task was canceled"}`
-		if string(task.Error) != want {
-			t.Errorf("the error is %s, want %s", task.Error, want)
-		}
-	})
-}
-
-func TestQueueThatIsFullSaysWhenToComeBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		_, h := newTestApp(t, discard)
-		for range 11 { // one runs, and ten wait
-			taskOf(t, http.StatusAccepted, post(h, `{"kind":"sleep"}`))
-			synctest.Wait()
-		}
 		w := post(h, `{"kind":"sleep"}`)
-		if p := problemOf(t, w); p.Status != 503 || p.Detail != "the queue is full" || w.Header().Get("Retry-After") != "1" {
-			t.Errorf("got %+v, Retry-After %q; want a 503 that says why, and 1", p, w.Header().Get("Retry-After"))
-		}
+		target := "/tasks/" + check(`202 queued 0 after 0s, Retry-After "1", applied ""`, w).ID
+		wantEqual(t, "the Location", w.Header().Get("Location"), target)
+		time.Sleep(1510 * time.Millisecond)
+		check(`200 running 0.5 after 1.51s, Retry-After "1", applied ""`, do(h, "GET", target, ""))
+		check(`200 succeeded 1 after 3s, Retry-After "", applied "wait=5"`, do(h, "GET", target, "", "Prefer", "wait=5"))
+		check(`200 succeeded 1 after 6s, Retry-After "", applied "wait=5"`, post(h, `{"kind":"sleep"}`, "Prefer", "wait=5"))
+		w = post(h, `{"kind":"sleep"}`, "Prefer", "wait=1")
+		target = "/tasks/" + check(`202 running 0.33 after 7s, Retry-After "1", applied "wait=1"`, w).ID
+		w = do(h, "DELETE", target, "")
+		problem := string(check(`200 canceled 0.33 after 7s, Retry-After "", applied ""`, w).Error)
+		const want = `{"type":"about:blank","title":"Conflict","status":409,"detail":"the task was canceled"}`
+		wantEqual(t, "the error of the canceled task", problem, want)
+		list := do(h, "GET", "/tasks?status=canceled", "").Body.String()
+		wantEqual(t, "the canceled tasks", list, "["+strings.TrimSpace(w.Body.String())+"]\n")
 	})
 }
 
-func TestReadyzSaysWhenToComeBack(t *testing.T) {
+// TestRefusalForNowSaysWhenToComeBack: when the queue is full, and while the server is not ready.
+func TestRefusalForNowSaysWhenToComeBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		a, h := newTestApp(t, discard)
-		check := func(path string, status int, retryAfter string) {
+		check := func(want string, w *httptest.ResponseRecorder) {
 			t.Helper()
-			if w := do(h, "GET", path, ""); w.Code != status || w.Header().Get("Retry-After") != retryAfter {
-				t.Errorf("%s: got %d %v %s, want %d", path, w.Code, w.Header(), brief(w.Body.String()), status)
-			}
+			p, retry := problemOf(t, w), w.Header().Get("Retry-After")
+			wantEqual(t, "the reply", fmt.Sprintf("%d %s, Retry-After %q", p.Status, p.Detail, retry), want)
 		}
+		for range 11 { // one runs, and ten wait
+			submit(t, a.tasks, "sleep", "")
+			synctest.Wait()
+		}
+		check(`503 the queue is full, Retry-After "1"`, post(h, `{"kind":"sleep"}`))
+		const notReady = `503 not ready: stopping, or without a journal, Retry-After "1"`
 		a.lifecycle.ready.Store(false)
-		check("/readyz", 503, "1")
+		check(notReady, do(h, "GET", "/readyz", ""))
 		a.lifecycle.ready.Store(true)
-		a.tasks.Stop(t.Context())
-		check("/readyz", 503, "1")
-		check("/healthz", 200, "")
+		stopWithin(a.tasks, 0)
+		check(notReady, do(h, "GET", "/readyz", ""))
+		wantEqual(t, "the status of /healthz", do(h, "GET", "/healthz", "").Code, 200)
 	})
 }
 
 func TestPreferWait(t *testing.T) {
 	for in, want := range map[string]int{
-		"wait=5": 5, " WAIT = 5 ": 5, "wait=5;x=y": 5, "respond-async, wait=5": 5, "wait=5, wait=7": 5, "wait=x, wait=5": 5,
-		"wait=0": 0, "wait=30": 30, "wait=31": 30, "wait=99999999999999999999999": 30,
-		`x="a, wait=9", wait=5`: 5, `x="\", wait=9", wait=5`: 5,
+		"wait=5": 5, " WAIT = 5 ": 5, "wait=5;x=y": 5, "respond-async, wait=5": 5, "respond-async|wait=5": 5,
+		"wait=5, wait=7": 5, "wait=x, wait=5": 5, `x="a, wait=9", wait=5`: 5, `x="\", wait=9", wait=5`: 5,
+		"wait=0": 0, "wait=30": 30, "wait=31": 30, "wait=99999999999999999999": 30,
 		"": -1, "wait=": -1, "wait=x": -1, "wait=-5": -1, "wait=5s": -1, `wait="5"`: -1, "await=5": -1, "wait=5 6": -1,
 	} {
-		for _, lines := range [][]string{{in}, {"respond-async", in}} {
-			got, ok := preferWait(http.Header{"Prefer": lines})
-			if ok != (want >= 0) || got != max(want, 0) {
-				t.Errorf("Prefer: %q: got %d, %v; want %d", lines, got, ok, want)
-			}
+		got, ok := preferWait(http.Header{"Prefer": strings.Split(in, "|")}) // the lines of the header
+		if ok != (want >= 0) || got != max(want, 0) {
+			t.Errorf("Prefer: %s: got %d, %v; want %d", in, got, ok, want)
 		}
 	}
 }
@@ -2128,62 +1778,51 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		`404 "아이템 <5>" ""`:                                                    Errorf(404, "아이템 <5>").Because(secret),
 		`500 "" ""`:                                                           secret,
 	} {
-		got, header := a.taskError(err), http.Header{}
-		if he, ok := errors.AsType[*HTTPError](got); ok {
-			header = he.Header
-		}
-		var p Problem
-		json.Unmarshal(a.taskProblem(err), &p)
-		if got := fmt.Sprintf("%d %q %q", p.Status, p.Detail, header.Get("Retry-After")); got != want {
-			t.Errorf("%v: got %s, want %s", err, got, want)
-		}
-		if errors.Is(err, secret) != errors.Is(got, secret) {
-			t.Errorf("%v: its cause is lost to the log: %v", err, got)
-		}
+		var problem Problem
+		json.Unmarshal(a.taskProblem(err), &problem)
+		mapped := a.taskError(err)
+		retry := publicError(mapped).Header.Get("Retry-After")
+		wantEqual(t, err.Error(), fmt.Sprintf("%d %q %q", problem.Status, problem.Detail, retry), want)
+		wantEqual(t, err.Error()+": the log has the cause", errors.Is(mapped, secret), errors.Is(err, secret))
 	}
-	if got := a.taskError(ErrUnknownKind).Error(); !strings.Contains(got, " or sleep") {
+	listed := regexp.MustCompile(`^422 body\.kind must be a kind of task: .+ or sleep`)
+	if got := a.taskError(ErrUnknownKind).Error(); !listed.MatchString(got) {
 		t.Errorf("an unknown kind: %s, which does not list the kinds in order", got)
 	}
 }
 
 // TestKinds: what is refused when it is submitted fails the task too, if an older version's journal has it.
 func TestKinds(t *testing.T) {
-	const badTime, badN = "422 body.input.wait_time must be between 1 and 10", "422 body.input.n must be between 2 and 50000000"
-	for _, tt := range []struct{ kind, input, want string }{
-		{"sleep", ``, `{"wait_time":3} "task done after 3"`},
-		{"sleep", `{"wait_time":1}`, `{"wait_time":1} "task done after 1"`},
-		{"sleep", `{"wait_time":10}`, `{"wait_time":10} "task done after 10"`},
-		{"sleep", `{"wait_time":0}`, badTime},
-		{"sleep", `{"wait_time":11}`, badTime},
-		{"sleep", `{"n":3}`, "422 body.input.n is not a field here"},
-		{"primes", `{"n":1}`, badN},
-		{"primes", `{"n":50000001}`, badN},
-		{"primes", `{"n":2}`, `{"n":2} {"primes":1}`},
-		{"primes", `{"n":9}`, `{"n":9} {"primes":4}`},
-		{"primes", `{"n":121}`, `{"n":121} {"primes":30}`},
-		{"primes", `{"n":100000}`, `{"n":100000} {"primes":9592}`},
-		{"primes", `{"n":50000000}`, `{"n":50000000} the task was canceled`}, // here the context has ended
+	const badTime = "422 body.input.wait_time must be between 1 and 10"
+	const badN = "422 body.input.n must be between 2 and 50000000"
+	for _, tt := range []struct{ kind, input, want string }{ // what Check returns, what Run does, and the last progress
+		{"sleep", ``, `{"wait_time":3}; "task done after 3"; 1`},
+		{"sleep", `{"wait_time":1}`, `{"wait_time":1}; "task done after 1"; 1`},
+		{"sleep", `{"wait_time":10}`, `{"wait_time":10}; "task done after 10"; 1`},
+		{"sleep", `{"wait_time":5}`, `{"wait_time":5}; the task was canceled; 0`},
+		{"sleep", `{"wait_time":0}`, badTime + "; " + badTime + "; 0"},
+		{"sleep", `{"wait_time":11}`, badTime + "; " + badTime + "; 0"},
+		{"primes", `{"n":1}`, badN + "; " + badN + "; 0"},
+		{"primes", `{"n":50000001}`, badN + "; " + badN + "; 0"},
+		{"primes", `{"n":2}`, `{"n":2}; {"primes":1}; 0`},
+		{"primes", `{"n":9}`, `{"n":9}; {"primes":4}; 0`},
+		{"primes", `{"n":100000}`, `{"n":100000}; {"primes":9592}; 0.99328`},
+		{"primes", `{"n":50000000}`, `{"n":50000000}; the task was canceled; 0`},
 	} {
 		bubble(t, func(t *testing.T) {
-			k, last := (&app{}).kinds()[tt.kind], 0.0
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			if strings.Contains(tt.want, "canceled") {
 				cancel(ErrCanceled)
 			}
-			checked, refusal := k.Check(json.RawMessage(tt.input))
-			result, err := k.Run(ctx, json.RawMessage(tt.input), func(p float64) { last = p })
-			got := fmt.Sprint(string(checked), " ", err)
-			if err == nil {
-				encoded, _ := json.Marshal(result)
-				got = fmt.Sprintf("%s %s", checked, encoded)
+			outcome := func(v any, err error) any {
+				encoded, _ := encode(v)
+				return cmp.Or[any](err, string(encoded))
 			}
-			if strings.TrimSpace(got) != tt.want || (refusal != nil) != (checked == nil) {
-				t.Errorf("%s %s: got %s, want %s; Check said %v", tt.kind, tt.input, got, tt.want, refusal)
-			}
-			if last > 1 || len(checked) > 10 && err == nil && last < 0.9 {
-				t.Errorf("%s %s: the progress is %v at the end", tt.kind, tt.input, last)
-			}
+			k, input, progress := (&app{}).kinds()[tt.kind], json.RawMessage(tt.input), 0.0
+			checked := outcome(k.Check(input))
+			ran := outcome(k.Run(ctx, input, func(p float64) { progress = p }))
+			wantEqual(t, tt.kind+" "+tt.input, fmt.Sprintf("%v; %v; %v", checked, ran, progress), tt.want)
 		})
 	}
 }
@@ -2192,60 +1831,52 @@ func TestKinds(t *testing.T) {
 func TestProcessorsAreLentOnlyWhileTasksHoldAll(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	var p processors
-	for i, want := range []struct{ n, procs int }{{1, 3}, {1, 3}, {1, 4}, {1, 5}, {-1, 4}, {-1, 3}, {1, 4}, {-1, 3}, {-1, 3}, {-1, 3}} {
-		p.add(want.n)
-		if got := runtime.GOMAXPROCS(0); got != want.procs {
-			t.Errorf("step %d, %d tasks: GOMAXPROCS is %d, want %d", i, p.busy, got, want.procs)
-		}
+	for i, n := range []int{+1, +1, +1, +1, -1, -1, +1, -1, -1, -1} {
+		p.add(n)
+		want := []int{3, 3, 4, 5, 4, 3, 4, 3, 3, 3}[i]
+		wantEqual(t, fmt.Sprintf("GOMAXPROCS after %+d, with %d tasks", n, p.busy), runtime.GOMAXPROCS(0), want)
 	}
 	runtime.GOMAXPROCS(1)
 	var during int
 	k := (&app{}).kinds()["primes"]
-	_, err := k.Run(t.Context(), json.RawMessage(`{"n":2000}`), func(float64) { during = runtime.GOMAXPROCS(0) })
-	if after := runtime.GOMAXPROCS(0); err != nil || during != 2 || after != 1 {
-		t.Errorf("%d processors while primes are counted, %d after; want 2, 1; %v", during, after, err)
-	}
+	k.Run(t.Context(), json.RawMessage(`{"n":2000}`), func(float64) { during = runtime.GOMAXPROCS(0) })
+	wantEqual(t, "GOMAXPROCS while primes are counted", during, 2)
+	wantEqual(t, "GOMAXPROCS afterwards", runtime.GOMAXPROCS(0), 1)
 }
 
-// TestRunThatFailsSaysWhy: in the usage, or in one line of the log.
+// TestRunThatFailsSaysWhy: above the usage, or in one line of the log.
 func TestRunThatFailsSaysWhy(t *testing.T) {
 	ln, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	fatalIf(t, err)
 	defer ln.Close()
-	const usage = `\nUsage of plainapi:\n(.*\n)*`
-	const failed = `(.*\n)*.* level=ERROR .*` // a hook before may have logged something
-	const badGrace = "-grace must be positive, and -linger must not be negative" + usage
-	for _, tt := range []struct {
-		args string
-		code int
-		log  string // a regexp
-	}{
-		{"-nope", 2, "flag provided but not defined: -nope" + usage},
-		{"-addr=", 2, "-addr must not be empty" + usage},
-		{"-workers 0", 2, "-workers must be between 1 and 1000" + usage},
-		{"-workers 1001", 2, "-workers must be between 1 and 1000" + usage},
-		{"-queue 0", 2, "-queue and -keep must be at least 1" + usage},
-		{"-keep 0", 2, "-queue and -keep must be at least 1" + usage},
-		{"-grace 0s", 2, badGrace},
-		{"-linger -1s", 2, badGrace},
-		{"-log xml", 2, `-log must be text or json, not "xml"` + usage},
-		{"start", 2, `unexpected argument "start"` + usage},
-		{"-h", 0, usage[2:]},
-		{"-addr " + ln.Addr().String(), 1, `.* level=ERROR .* -addr.*\n`},
-		{"-items nope.json", 1, failed + `start items: .*\n`},
-		{"-items " + journalOf(t, `{"one": 1}`), 1, failed + `start items: .*\.jsonl: .*\n`},
-		{"-items " + journalOf(t, "null"), 1, failed + `start items: .*\n`},
-		{"-journal " + journalOf(t, "damaged", ""), 1, failed + `start tasks: .*\n`},
-		{"-items nope.json -log json", 1, `{.*"level":"ERROR".*}\n`},
+	const usage = "\nUsage of plainapi:"
+	const failed = "1 (.*\n)*.* level=ERROR .*" // a hook before may have logged something
+	const badGrace = "2 -grace must be positive, and -linger must not be negative" + usage
+	for _, tt := range []struct{ args, want string }{ // the exit code and what is said: a regexp
+		{"-nope", "2 flag provided but not defined: -nope" + usage},
+		{"-addr=", "2 -addr must not be empty" + usage},
+		{"-workers 0", "2 -workers must be between 1 and 1000" + usage},
+		{"-workers 1001", "2 -workers must be between 1 and 1000" + usage},
+		{"-queue 0", "2 -queue and -keep must be at least 1" + usage},
+		{"-keep 0", "2 -queue and -keep must be at least 1" + usage},
+		{"-grace 0s", badGrace},
+		{"-linger -1s", badGrace},
+		{"-log xml", `2 -log must be text or json, not "xml"` + usage},
+		{"start", `2 unexpected argument "start"` + usage},
+		{"-h", "0 " + usage[1:]},
+		{"-addr " + ln.Addr().String(), "1 .* level=ERROR .* -addr"},
+		{"-items nope.json", failed + "start items: "},
+		{"-items " + journalOf(t, `{"one": 1}`), failed + `start items: .*\.jsonl: `},
+		{"-items " + journalOf(t, "null"), failed + "start items: "},
+		{"-journal " + journalOf(t, "damaged", ""), failed + "start tasks: "},
+		{"-items nope.json -log json", `1 {.*"level":"ERROR"`},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // so that what starts all the same ends
 		defer cancel()
 		var log logBuffer
 		code := run(ctx, append([]string{"-addr", "localhost:0"}, strings.Fields(tt.args)...), &log)
-		if got := log.String(); code != tt.code || !regexp.MustCompile("^"+tt.log+"$").MatchString(got) {
-			t.Errorf("%s: got exit code %d and the log %s\nwant %d and %s", tt.args, code, brief(got), tt.code, tt.log)
+		if got := fmt.Sprint(code, " ", log.String()); !regexp.MustCompile("^" + tt.want).MatchString(got) {
+			t.Errorf("%s: got %s\nwant %s", tt.args, brief(got), tt.want)
 		}
 	}
 }
@@ -2271,24 +1902,18 @@ func startProcess(t testing.TB, args ...string) *testProcess {
 	p.Env = append(os.Environ(), "PLAINAPI_RUN=1")
 	var err error
 	p.stderr, err = p.StderrPipe()
-	if err = errors.Join(err, p.Start()); err != nil {
-		t.Fatal(err)
-	}
+	fatalIf(t, errors.Join(err, p.Start()))
 	t.Cleanup(func() { p.end(os.Kill) })
 	defer time.AfterFunc(patience, func() { p.Process.Kill() }).Stop()
-	lines, line := bufio.NewReader(p.stderr), ""
-	for p.host == "" && err == nil {
-		line, err = lines.ReadString('\n')
-		io.WriteString(&p.log, line)
-		p.host = regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(line)
+	lines := bufio.NewScanner(io.TeeReader(p.stderr, &p.log))
+	for p.host == "" && lines.Scan() {
+		p.host = regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(lines.Text())
 	}
-	go func() { io.Copy(&p.log, lines); p.Wait(); close(p.exited) }()
-	if err != nil {
+	go func() { io.Copy(&p.log, p.stderr); p.Wait(); close(p.exited) }()
+	if p.host == "" {
 		t.Fatalf("it did not start:\n%s", brief(p.log.String()))
 	}
-	transport := &http.Transport{ResponseHeaderTimeout: patience}
-	t.Cleanup(transport.CloseIdleConnections)
-	p.Handler = remote(p.host, transport)
+	p.Handler = remote(p.host, &http.Transport{ResponseHeaderTimeout: patience})
 	return p
 }
 
@@ -2312,10 +1937,8 @@ func TestSecondSignalEndsTheProgramAtOnce(t *testing.T) {
 	// Until this has ended, the first signal does not end the program.
 	taskOf(t, 202, post(p, `{"kind":"sleep","input":{"wait_time":10}}`))
 	p.Process.Signal(os.Interrupt)
-	for range 2000 { // each request is a round trip, and its reply says whether the signal has arrived
-		if do(p, "GET", "/readyz", "").Code == 503 {
-			break
-		}
+	for n := 0; n < 2000 && do(p, "GET", "/readyz", "").Code != 503; n++ {
+		// Each request is a round trip, and its reply says whether the signal has arrived.
 	}
 	// Not SIGINT again: a shell may have started this in the background with SIGINT ignored, and then it does nothing.
 	if code := p.end(syscall.SIGTERM); code != -1 {
@@ -2328,9 +1951,7 @@ func TestStopGoesOnWhenNobodyReadsTheLog(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t)
 	p.stderr.Close()
-	if code := p.end(syscall.SIGTERM); code != 0 {
-		t.Errorf("exit code %d, want 0", code)
-	}
+	wantEqual(t, "the exit code", p.end(syscall.SIGTERM), 0)
 }
 
 // TestStopLosesNoRequest: ten clients on kept-alive connections, a task that runs, and SIGTERM in the middle.
@@ -2338,141 +1959,96 @@ func TestStopLosesNoRequest(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t, "-linger", "300ms", "-items", journalOf(t, `{"7": "seven"}`))
 	taskOf(t, 202, post(p, `{"kind":"sleep","input":{"wait_time":1}}`))
-	if w := do(p, "GET", "/v2/7", ""); w.Body.String() != "\"seven\"\n" {
-		t.Errorf("the item from the file: got %d %s", w.Code, brief(w.Body.String()))
-	}
+	wantEqual(t, "the item from the file", do(p, "GET", "/v2/7", "").Body.String(), "\"seven\"\n")
 	var clients sync.WaitGroup
-	served, lost := make(chan bool), make(chan error, 10)
-	for range cap(lost) {
+	busy := make(chan bool, 20) // a client has been served fifty times, or has left
+	for range 10 {
 		clients.Go(func() {
+			defer func() { busy <- true }()
 			client := &http.Client{Transport: &http.Transport{}, Timeout: patience}
 			defer client.CloseIdleConnections()
-			for {
+			for n := 0; ; n++ {
+				if n == 50 {
+					busy <- true
+				}
 				// A POST: the transport would send a GET again by itself, on another connection.
 				resp, err := client.Post("http://"+p.host+"/nope", "", nil)
-				if errors.Is(err, syscall.ECONNREFUSED) {
-					return // a new connection, and the server is gone
-				}
 				if err != nil {
-					lost <- err
+					if !errors.Is(err, syscall.ECONNREFUSED) { // of a new connection: the server is gone
+						t.Errorf("a client has lost a request: %v", err)
+					}
 					return
 				}
 				io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
-				select {
-				case served <- true:
-				default: // it is not counted any more
-				}
 				if resp.Close {
 					return
 				}
 			}
 		})
 	}
-	go func() { clients.Wait(); close(served) }()
-	for range 20 * cap(lost) {
-		<-served
-	}
-	if code := p.end(syscall.SIGTERM); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	<-busy
+	wantEqual(t, "the exit code", p.end(syscall.SIGTERM), 0)
 	clients.Wait()
-	if len(lost) > 0 {
-		t.Errorf("%d clients have lost a request, one of them with: %v", len(lost), <-lost)
-	}
-	for _, want := range []string{
-		`url=http://127\.0\.0\.1:\d+/docs`, "msg=stopped",
-		`msg="draining; a second signal ends the program at once" cause="terminated signal received" grace=20s`,
-		`msg=served requests=[1-9]\d+ queued=0 running=0 succeeded=1 failed=0 canceled=0`,
-	} {
-		if log := p.log.String(); !regexp.MustCompile(want).MatchString(log) {
-			t.Errorf("the log lacks %s, and ends with\n%s", want, log[max(0, len(log)-600):])
-		}
+	const listening = `url=http://127\.0\.0\.1:\d+/docs\n`
+	const draining = `"draining; a second signal ends the program at once" cause="terminated signal received" grace=20s\n`
+	const served = `served requests=[1-9]\d+ queued=0 running=0 succeeded=1 failed=0 canceled=0\n`
+	want := "(?s)" + listening + ".*" + draining + ".*" + served + ".*stopped\n$"
+	if log := p.log.String(); !regexp.MustCompile(want).MatchString(log) {
+		t.Errorf("the log lacks some of %s, and ends with\n%s", want, log[max(0, len(log)-600):])
 	}
 }
 
-// TestKillLosesNoAcknowledgedTask kills the program while it accepts, at a random reply. The next one is asked for every
-// task that was acknowledged, and the last one for its end.
+// TestKillLosesNoAcknowledgedTask kills the program while it accepts, again and again, and asks the last one for all.
 func TestKillLosesNoAcknowledgedTask(t *testing.T) {
-	rounds := 20
-	if testing.Short() {
-		rounds = 3
-	}
 	args := []string{"-journal", journalOf(t), "-workers", "2"}
-	finished := map[string]time.Time{} // when each acknowledged task did, if that was seen
-	for round := range rounds + 1 {
-		p, prefer := startProcess(t, args...), "wait=0"
-		if round == rounds {
-			prefer = "wait=5"
-		}
-		for id, at := range finished {
-			task := taskOf(t, 200, do(p, "GET", "/tasks/"+id, "", "Prefer", prefer))
-			if !at.IsZero() && !task.FinishedAt.Equal(at) || round == rounds && !task.Status.Finished() {
-				t.Fatalf("%s had finished at %v, and now is %s since %v", id, at, task.Status, task.FinishedAt)
-			}
-			finished[id] = task.FinishedAt
-		}
+	var acknowledged []string
+	for range 20 {
+		p := startProcess(t, args...)
 		replies := make(chan *httptest.ResponseRecorder, 3)
 		for range cap(replies) {
 			go func() { replies <- post(p, `{"kind":"primes","input":{"n":200000}}`) }()
 		}
-		last := rand.IntN(cap(replies))
 		for i := range cap(replies) {
-			if w := <-replies; i <= last || w.Code != 502 { // the kill may have cut it off
-				finished[taskOf(t, 202, w).ID] = time.Time{}
+			if w := <-replies; i == 0 || w.Code != 502 { // the kill has cut it off
+				acknowledged = append(acknowledged, taskOf(t, 202, w).ID)
 			}
-			if i == last {
-				p.Process.Kill()
-			}
+			p.Process.Kill()
 		}
 		<-p.exited
 	}
+	p := startProcess(t, args...)
+	for _, id := range acknowledged {
+		if task := taskOf(t, 200, do(p, "GET", "/tasks/"+id, "", "Prefer", "wait=5")); !task.Status.Finished() {
+			t.Fatalf("it was acknowledged, and five seconds later it is %+v", task)
+		}
+	}
 }
 
-// TestHostileClients: the right status, the connection closed in time, and the next request is answered.
+// TestHostileClients: each is answered, or not, and the connection is closed in time.
 func TestHostileClients(t *testing.T) {
-	const get, closing = "GET /healthz HTTP/1.1\r\nHost: x\r\n", "Host: x\r\nConnection: close\r\n"
-	const post = "POST /tasks HTTP/1.1\r\nContent-Type: application/json\r\n" + closing
-	for _, tt := range []struct {
-		name, request string
-		status        int           // 0: the client does not read
-		cut           time.Duration // when the server closes the connection
-	}{
-		{"a large header", get + "X: " + strings.Repeat("x", 70<<10) + "\r\n\r\n", 431, 0},
-		{"a large body", post + "Transfer-Encoding: chunked\r\n\r\n100001\r\n" + strings.Repeat(" ", 1<<20+1) + "\r\n0\r\n\r\n", 413, 0},
-		{"a forged log", "GET /users/%00%ff%0d%0atime=now%1b[2J HTTP/1.1\r\n" + closing + "\r\n", 200, 0},
-		{"half a header", get, 0, 5 * time.Second},
-		{"half a body", post + "Content-Length: 100\r\n\r\n{", 408, readTimeout},
-		{"idle", get + "\r\n", 200, time.Minute},
-		{"does not read", get + "\r\n", 0, writeTimeout},
+	const get = "GET /healthz HTTP/1.1\r\nHost: x\r\n"
+	const post = "POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+	for _, tt := range []struct{ client, request, want string }{
+		{"sends a large header", get + "X: " + strings.Repeat("x", 70<<10) + "\r\n\r\n", `"HTTP/1.1 431" after 0s`},
+		{"sends half a header", get, `"" after 5s`},
+		{"sends half a body", post + "Content-Length: 100\r\n\r\n{", `"HTTP/1.1 408" after 15s`},
+		{"stays idle", get + "\r\n", `"HTTP/1.1 200" after 1m0s`},
+		{"does not read", get + "\r\n", `"" after 30s`},
 	} {
 		bubble(t, func(t *testing.T) {
-			log, lines := newLog()
-			_, s := appStage(t, roomy, log)
+			_, s := appStage(t, roomy, discard)
 			conn, err := s.Dial(t.Context(), "", "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			fatalIf(t, err)
 			defer conn.Close()
 			begin := time.Now()
 			go io.WriteString(conn, tt.request)
-			if tt.status == 0 {
-				time.Sleep(tt.cut + time.Second/2)
+			if tt.client == "does not read" {
+				time.Sleep(30*time.Second + time.Second/2) // by then it is cut off
 			}
 			reply, _ := io.ReadAll(conn)
-			if took := time.Since(begin); took < tt.cut || took >= tt.cut+time.Second {
-				t.Errorf("%s: the connection was closed after %v, want %v", tt.name, took, tt.cut)
-			}
-			if want := fmt.Sprintf("HTTP/1.1 %d ", tt.status); tt.status > 0 && !strings.HasPrefix(string(reply), want) {
-				t.Errorf("%s: got %.200q, want %s", tt.name, reply, want)
-			}
-			if got := s.get(); got != "200 OK" {
-				t.Errorf("%s: the next request got %s", tt.name, got)
-			}
-			got := lines.String()
-			if strings.Count(got, "\n") != strings.Count("\n"+got, "\ntime=") || strings.ContainsAny(got, "\x00\r\x1b") {
-				t.Errorf("%s: the log was forged: %.500q", tt.name, got)
-			}
+			got := fmt.Sprintf("%.12q after %v", reply, time.Since(begin).Truncate(time.Second))
+			wantEqual(t, "a client that "+tt.client, got, tt.want)
 		})
 	}
 }
@@ -2486,34 +2062,28 @@ func TestWaitingPoll(t *testing.T) {
 		c.journal = journalOf(t) // so that the stop leaves a task in the queue
 		a, s := appStage(t, c, log)
 		var target []string
-		for range 5 {
+		for range 5 { // one ends after the other, nine seconds each
 			target = append(target, "/tasks/"+submit(t, a.tasks, "sleep", `{"wait_time":9}`).ID)
 		}
 		begin := time.Now()
-		poll := func(i int, want string) {
-			w := do(remote("server", s.client.Transport), "GET", target[i], "", "Prefer", "wait=30")
-			var task Task
-			json.Unmarshal(w.Body.Bytes(), &task)
-			if got := fmt.Sprint(w.Code, " ", task.Status, " after ", time.Since(begin).Round(time.Second)); got != want {
-				t.Errorf("got %s, want %s: %s", got, want, brief(w.Body.String()))
-			}
+		poll := func(target, prefer, want string) {
+			t.Helper()
+			task := taskOf(t, 200, do(remote("server", s.client.Transport), "GET", target, "", "Prefer", prefer))
+			wantEqual(t, "the poll", fmt.Sprint(task.Status, " after ", time.Since(begin).Round(time.Second)), want)
 		}
-		poll(4, "200 queued after 30s") // as long as the server gives other requests
+		poll(target[4], "wait=0", "queued after 0s")
+		poll(target[4], "wait=30", "queued after 30s") // as long as the server gives other requests
 		impatient := &http.Transport{DialContext: s.Dial, ResponseHeaderTimeout: 100 * time.Millisecond}
 		do(remote("server", impatient), "GET", target[4], "", "Prefer", "wait=30")
 		synctest.Wait()
 		if !strings.Contains(lines.String(), "status=499") {
 			t.Errorf("the client has left, and the log is %s", brief(lines.String()))
 		}
-		var polls sync.WaitGroup
-		polls.Go(func() { poll(3, "200 succeeded after 36s") })
-		polls.Go(func() { poll(4, "200 queued after 36s") }) // it will run after the next start
-		synctest.Wait()
-		s.stop()
-		polls.Wait()
-		if err := <-s.ended; err != nil {
-			t.Error(err)
-		}
+		time.AfterFunc(time.Second, s.stop)
+		poll(target[3], "wait=30", "succeeded after 36s")
+		poll(target[4], "wait=30", "queued after 36s") // it will run after the next start
+		fatalIf(t, <-s.ended)
+		wantEqual(t, "the stop has lingered until", time.Since(begin).Round(time.Second), 38*time.Second)
 	})
 }
 
@@ -2525,15 +2095,11 @@ func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
 			a.lifecycle.hooks[i].Drain = nil
 		}
 		target := "/tasks/" + submit(t, a.tasks, "sleep", `{"wait_time":5}`).ID
-		reply := make(chan *httptest.ResponseRecorder)
-		go func() { reply <- do(remote("server", s.client.Transport), "GET", target, "", "Prefer", "wait=30") }()
-		synctest.Wait()
-		s.stop()
-		polled := taskOf(t, 200, <-reply)
-		err := <-s.ended
-		if end, _ := a.tasks.Get(polled.ID); polled.Status != Running || end.Status != Succeeded || err != nil {
-			t.Errorf("the poll got %s, want running; at the end the task is %s, want succeeded: %v", polled.Status, end.Status, err)
-		}
+		time.AfterFunc(time.Second, s.stop)
+		polled := taskOf(t, 200, do(remote("server", s.client.Transport), "GET", target, "", "Prefer", "wait=30"))
+		wantEqual(t, "the task at the shutdown", polled.Status, Running)
+		fatalIf(t, <-s.ended)
+		wantEqual(t, "the tasks that have succeeded at the end", a.tasks.Counts()[Succeeded], 1)
 	})
 }
 
@@ -2550,18 +2116,17 @@ func TestFlood(t *testing.T) {
 					continue // the queue is full
 				}
 				accepted.Add(1)
-				method, target := []string{"DELETE", "GET", "GET"}[n%3], []string{"/tasks/" + task.ID, "/tasks"}[n%3/2]
+				request := []string{"DELETE /tasks/" + task.ID, "GET /tasks/" + task.ID, "GET /tasks"}[n%3]
+				method, target, _ := strings.Cut(request, " ")
 				if w := do(h, method, target, "", "Prefer", "wait=5"); !slices.Contains([]int{200, 409, 410}, w.Code) {
-					t.Errorf("%s %s: got %d %s", method, target, w.Code, brief(w.Body.String()))
+					t.Errorf("%s: got %d %s", request, w.Code, brief(w.Body.String()))
 					return
 				}
 			}
 		})
 	}
 	clients.Wait()
-	if err := a.tasks.Stop(t.Context()); err != nil {
-		t.Error(err)
-	}
+	fatalIf(t, a.tasks.Stop(t.Context()))
 	counts := a.tasks.Counts()
 	if got := counts[Succeeded] + counts[Canceled]; int64(got) != accepted.Load() || len(a.tasks.jobs) > 10 {
 		t.Errorf("%d were accepted, and they became %v; %d are kept, want 10", accepted.Load(), counts, len(a.tasks.jobs))
@@ -2586,9 +2151,7 @@ func BenchmarkSubmit(b *testing.B) {
 	for name, journal := range map[string]string{"in memory": "", "with a journal": journalOf(b)} {
 		b.Run(name, func(b *testing.B) {
 			a := newApp(config{workers: 1, queue: math.MaxInt, keep: 1000}, discard)
-			if err := a.tasks.Start(journal); err != nil {
-				b.Fatal(err)
-			}
+			fatalIf(b, a.tasks.Start(journal))
 			defer stopWithin(a.tasks, 0)
 			srv := httptest.NewServer(a.handler())
 			defer srv.Close()
@@ -2610,24 +2173,24 @@ func BenchmarkSubmit(b *testing.B) {
 // percentiles of busy beside those of idle.
 func BenchmarkGetWhileTasksRun(b *testing.B) {
 	p := startProcess(b)
-	for _, name := range []string{"idle", "busy"} {
-		b.Run(name, func(b *testing.B) {
-			for range map[string]int{"busy": 100}[name] {
-				taskOf(b, 202, post(p, `{"kind":"primes","input":{"n":50000000}}`))
+	measure := func(b *testing.B) {
+		var all []time.Duration
+		for b.Loop() {
+			begin := time.Now()
+			if w := do(p, "GET", "/users/Rick", ""); w.Code != 200 {
+				b.Fatalf("got %d %s", w.Code, brief(w.Body.String()))
 			}
-			var all []time.Duration
-			for b.Loop() {
-				begin := time.Now()
-				if w := do(p, "GET", "/users/Rick", ""); w.Code != 200 {
-					b.Fatalf("got %d %s", w.Code, brief(w.Body.String()))
-				}
-				all = append(all, time.Since(begin))
-			}
-			slices.Sort(all)
-			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
-			b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
-		})
+			all = append(all, time.Since(begin))
+		}
+		slices.Sort(all)
+		b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
+		b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
 	}
+	b.Run("idle", measure)
+	for range 100 {
+		taskOf(b, 202, post(p, `{"kind":"primes","input":{"n":50000000}}`))
+	}
+	b.Run("busy", measure)
 }
 
 // ---- README.md and README.ko.md
@@ -2641,277 +2204,176 @@ func readme(t *testing.T, name string) string {
 	return read(t, name)
 }
 
-// A block is what stands between two fences.
-type block struct{ language, text string }
+// fence finds the code: its language, and what stands between the fences. A picture in text is none: it holds words.
+var fence = regexp.MustCompile("(?ms)^```(console|diff|go|python)\n(.*?)^```$")
 
-func blocks(t *testing.T, name string) (blocks []block) {
+// wantLines compares two texts, and shows the first line that differs.
+func wantLines(t *testing.T, what, got, want string) {
 	t.Helper()
-	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(readme(t, name), -1) {
-		blocks = append(blocks, block{m[1], m[2]})
-	}
-	return blocks
-}
-
-// TestReadmesHaveTheSameCode, to the letter; pictures in text hold words, and may differ.
-func TestReadmesHaveTheSameCode(t *testing.T) {
-	isPicture := func(b block) bool { return b.language == "text" }
-	english := slices.DeleteFunc(blocks(t, "README.md"), isPicture)
-	korean := slices.DeleteFunc(blocks(t, "README.ko.md"), isPicture)
-	if len(english) != len(korean) || len(english) < 20 {
-		t.Fatalf("%d blocks of code in English, %d in Korean", len(english), len(korean))
-	}
-	for i := range english {
-		if english[i] != korean[i] {
-			t.Errorf("block %d is\n%s\nin English, and in Korean\n%s", i, brief(english[i].text), brief(korean[i].text))
+	gots, wants := strings.Split(got+"\n(the end)", "\n"), strings.Split(want+"\n(the end)", "\n")
+	for i := range min(len(gots), len(wants)) {
+		if gots[i] != wants[i] {
+			t.Errorf("%s, line %d:\ngot  %s\nwant %s", what, i+1, brief(gots[i]), brief(wants[i]))
+			return
 		}
 	}
 }
 
-// volatile is what changes in a transcript from run to run, and what it is taken for.
-var volatile = []struct {
-	shape *regexp.Regexp
-	name  string
-}{
-	{regexp.MustCompile(`\b[a-z2-7]{8}-[1-9]\d*\b`), "ID"},
-	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
-	{regexp.MustCompile(`\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT`), "DATE"},
-	{regexp.MustCompile(`(request_id":"|Request-Id: )[0-9a-f]{16}\b`), "$1"},
-	{regexp.MustCompile(`Content-Length: \d+`), "LENGTH"}, // it counts the digits of the others
-	{regexp.MustCompile(`\b(\d+)\.\d{6} s\b`), "$1 s"},
+func TestReadmesHaveTheSameCode(t *testing.T) {
+	english := fence.FindAllString(readme(t, "README.md"), -1)
+	korean := fence.FindAllString(readme(t, "README.ko.md"), -1)
+	if len(english) < 20 {
+		t.Errorf("only %d blocks of code were found", len(english))
+	}
+	wantLines(t, "the code in Korean", strings.Join(korean, "\n"), strings.Join(english, "\n"))
 }
+
+var idShape = regexp.MustCompile(`\b[a-z2-7]{8}-[1-9]\d*\b`)
+
+// volatile is what changes in a transcript from run to run: ids, times, and the length, which counts their digits.
+var volatile = regexp.MustCompile(idShape.String() + `|\b[0-9a-f]{16}\b|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z` +
+	`|\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\.\d{6} s\b|Content-Length: \d+`)
 
 func shapeOf(transcript string) string {
-	for _, v := range volatile {
-		transcript = v.shape.ReplaceAllString(transcript, v.name)
-	}
-	return strings.TrimSpace(strings.ReplaceAll(transcript, "\r", ""))
+	return strings.TrimSpace(volatile.ReplaceAllString(strings.ReplaceAll(transcript, "\r", ""), "…"))
 }
 
-// curl does what the curl of a README line would, with the options that the READMEs use.
+// curlLine is a command with the options that the READMEs use, in their order.
+var curlLine = regexp.MustCompile(`^curl( -i)?( -w '%\{time_total\} s\\n')?` +
+	`(?: -X (\w+))?(?: -H '(.*?)')?(?: --json '(.*?)')? localhost:8000(/\S*)$`)
+
+// curl does what the curl of a README line would.
 func (s *stage) curl(t *testing.T, command string) string {
 	t.Helper()
-	var words []string
-	for _, m := range regexp.MustCompile(`'([^']*)'|(\S+)`).FindAllStringSubmatch(command, -1) {
-		words = append(words, m[1]+m[2])
+	m := curlLine.FindStringSubmatch(command)
+	if m == nil {
+		t.Fatalf("%s: the test can't read it, it wants %s", command, curlLine)
 	}
-	options := flag.NewFlagSet(command, flag.ContinueOnError)
-	include, timed := options.Bool("i", false, ""), options.String("w", "", "")
-	method, body, header := options.String("X", "GET", ""), options.String("json", "", ""), ""
-	options.Func("H", "", func(line string) error { header += line + "\r\n"; return nil })
-	if err := options.Parse(words[1:]); err != nil || options.NArg() != 1 {
-		t.Fatalf("%s: %v", command, err)
-	}
-	if *body != "" {
-		*method, header = "POST", header+"Content-Type: application/json\r\nAccept: application/json\r\n"
+	include, timed, method, header, body, path := m[1], m[2], m[3], cmp.Or(m[4], "Accept: */*"), m[5], m[6]
+	if body != "" {
+		method, header = "POST", header+"\r\nContent-Type: application/json"
 	}
 	begin := time.Now()
 	conn, err := s.Dial(t.Context(), "", "")
-	if err != nil {
-		t.Fatal(err)
+	fatalIf(t, err)
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost:8000\r\n%s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		cmp.Or(method, "GET"), path, header, len(body), body)
+	raw, err := io.ReadAll(conn)
+	fatalIf(t, err)
+	reply := strings.Replace(string(raw), "Connection: close\r\n", "", 1) // which is for this test alone
+	if include == "" {
+		_, reply, _ = strings.Cut(reply, "\r\n\r\n")
 	}
-	defer conn.Close()
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost:8000\r\n%sContent-Length: %d\r\n\r\n%s",
-		*method, strings.TrimPrefix(options.Arg(0), "localhost:8000"), header, len(*body), *body)
-	var raw bytes.Buffer
-	var content []byte
-	resp, err := http.ReadResponse(bufio.NewReader(io.TeeReader(conn, &raw)), nil)
-	if err == nil {
-		content, err = io.ReadAll(resp.Body)
+	if timed != "" {
+		reply += fmt.Sprintf("%f s\n", time.Since(begin).Seconds())
 	}
-	if err != nil {
-		t.Fatalf("%s: %v", command, err)
-	}
-	if *include {
-		content = raw.Bytes()
-	}
-	if *timed != "" {
-		content = fmt.Appendf(content, "%f s\n", time.Since(begin).Seconds())
-	}
-	return string(content)
+	return reply
 }
 
 func TestReadmeTranscriptsHold(t *testing.T) {
-	all := blocks(t, "README.md")
+	text := readme(t, "README.md")
 	bubble(t, func(t *testing.T) {
-		c := roomy
-		c.workers = 2
-		_, s := appStage(t, c, discard)
-		lastID, played := "", 0
-		for _, b := range all {
-			if b.language != "console" {
-				continue
-			}
-			for part := range strings.SplitSeq("\n"+b.text, "\n$ ") {
-				command, want, _ := strings.Cut(part, "\n")
-				if !strings.HasPrefix(command, "curl ") {
-					continue
-				}
-				played++
-				if !strings.Contains(command, "aaaaaaaa") { // which stands for another run's
-					command = volatile[0].shape.ReplaceAllString(command, lastID)
-				}
-				got := s.curl(t, command)
-				if shapeOf(got) != shapeOf(want) {
-					t.Errorf("$ %s\ngot\n%s\nwant\n%s", command, brief(got), brief(want))
-				}
-				lastID = cmp.Or(volatile[0].shape.FindString(got), lastID)
-			}
+		_, s := appStage(t, roomy, discard)
+		lastID := ""
+		for _, part := range strings.Split(text, "\n$ curl ")[1:] {
+			part, _, _ = strings.Cut(part, "\n```")
+			command, want, _ := strings.Cut("curl "+part, "\n")
+			command = regexp.MustCompile(`q3k5wdzb-\d+`).ReplaceAllString(command, lastID) // the READMEs' run was another
+			got := s.curl(t, command)
+			wantLines(t, command, shapeOf(got), shapeOf(want))
+			lastID = cmp.Or(idShape.FindString(got), lastID)
 		}
-		if played < 8 {
-			t.Errorf("only %d curl lines were found", played)
+		if lastID == "" {
+			t.Error("no transcript of a task was found")
 		}
 	})
 }
 
-// put writes a file into a folder of the test's own.
-func put(t *testing.T, dir, path, content string) {
-	t.Helper()
-	path = filepath.Join(dir, path)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
+// snippetName finds the name of a snippet's file, and what it stands beside: a lesson, or the app.
+var snippetName = regexp.MustCompile(`^// (\w+\.go), beside (the app|\w+\.go)`)
 
-var programFiles = []string{"main.go", "router.go", "errors.go", "tasks.go", "lifecycle.go"}
-
-// fileOf finds the name of a snippet's file and what it stands beside: a lesson, or the app.
-var fileOf = regexp.MustCompile(`^// (\w+\.go), beside (the app|\w+\.go)`)
-
-// TestReadmeGoCompiles: a snippet is a file beside the lesson that its first line names, or it is
-// lifted from the program to the letter.
-func TestReadmeGoCompiles(t *testing.T) {
-	all, dir, whole := blocks(t, "README.md"), t.TempDir(), ""
-	for _, name := range programFiles {
-		whole += read(t, name)
-	}
-	put(t, dir, "go.mod", read(t, "go.mod"))
-	for i, b := range all {
-		m := fileOf.FindStringSubmatch(b.text)
-		switch {
-		case b.language != "go":
-		case m == nil && !strings.Contains(whole, b.text):
-			t.Errorf("this is no part of the program:\n%s", b.text)
-		case m != nil && m[2] != "the app":
-			alone := fmt.Sprintf("snippet%d/", i)
-			put(t, dir, alone+m[1], b.text)
-			put(t, dir, alone+m[2], read(t, m[2]))
-		}
-	}
-	goRun(t, dir, "vet", "./...")
-}
-
-// goRun runs the go command, and fails the test with what it printed.
-func goRun(t *testing.T, dir string, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // of the run around this one
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("go %s: %v\n%s", strings.Join(args, " "), err, brief(string(out)))
-	}
-}
-
-// TestReadmeExampleWorks makes the program the reader's own, as the README says: renamed, with a
-// model, a route, a kind, a hook and a test. All tests are green there, and the READMEs' own skip.
-func TestReadmeExampleWorks(t *testing.T) {
-	all := blocks(t, "README.md")
+// TestReadmeGoWorks: a snippet is lifted from the program to the letter, or compiles beside the lesson that its first
+// line names, or is the example's. That makes the program the reader's own, as the README says: renamed, with a model,
+// a route, a kind, a hook and a test. All tests are green there, and the READMEs' own skip.
+func TestReadmeGoWorks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it runs the tests in a copy")
 	}
-	dir := t.TempDir()
-	for _, name := range append(programFiles, "main_test.go") {
-		put(t, dir, name, read(t, name))
+	text, program := readme(t, "README.md"), ""
+	files := map[string]string{"go.mod": "module example.com/mine\n\ngo 1.26\n", "main_test.go": read(t, "main_test.go")}
+	for _, name := range []string{"main.go", "router.go", "errors.go", "tasks.go", "lifecycle.go"} {
+		files[name] = read(t, name)
+		program += files[name]
 	}
-	put(t, dir, "go.mod", "module example.com/mine\n\ngo 1.26\n")
-	main := read(t, "main.go")
-	for _, b := range all {
-		if m := fileOf.FindStringSubmatch(b.text); m != nil && m[2] == "the app" {
-			put(t, dir, m[1], b.text)
-		}
-		if _, model, ok := strings.Cut(b.text, "$ echo '"); ok {
-			model, _, _ = strings.Cut(model, "'")
-			put(t, dir, "model.json", model)
-		}
-		if b.language != "diff" {
-			continue
-		}
-		for hunk := range strings.SplitSeq(b.text, "@@") {
-			var old, new string
-			_, hunk, _ = strings.Cut(hunk, "\n") // behind @@ stands where it is
-			for line := range strings.Lines(hunk) {
-				switch line[0] {
-				case ' ':
-					old += line[1:]
-					new += line[1:]
-				case '+':
-					new += line[1:]
+	for _, m := range regexp.MustCompile(`\n\$ echo '(.*)' > (\w+\.json)\n`).FindAllStringSubmatch(text, -1) {
+		files[m[2]] = m[1]
+	}
+	added, marks := regexp.MustCompile(`(?m)^\+.*\n`), regexp.MustCompile(`(?m)^[ +]`)
+	for i, m := range fence.FindAllStringSubmatch(text, -1) {
+		language, code, name := m[1], m[2], snippetName.FindStringSubmatch(m[2])
+		switch {
+		case language == "diff":
+			for _, hunk := range strings.Split(code, "@@")[1:] {
+				_, hunk, _ = strings.Cut(hunk, "\n") // behind @@ stands where it is
+				old := marks.ReplaceAllString(added.ReplaceAllString(hunk, ""), "")
+				if strings.Count(files["main.go"], old) != 1 {
+					t.Fatalf("main.go has not one place for\n%s", hunk)
+				}
+				files["main.go"] = strings.Replace(files["main.go"], old, marks.ReplaceAllString(hunk, ""), 1)
+			}
+		case language != "go":
+		case name == nil:
+			part := ""
+			for line := range strings.Lines(code) {
+				if part += line; !strings.Contains(program, part) {
+					t.Errorf("the program has all but the last line of\n%s", part)
+					break
 				}
 			}
-			if hunk != "" && strings.Count(main, old) != 1 {
-				t.Errorf("main.go has not one place for\n%s", hunk)
-			}
-			main = strings.Replace(main, old, new, 1)
+		case name[2] == "the app":
+			files[name[1]] = code
+		default:
+			alone := fmt.Sprintf("snippet%d/", i)
+			files[alone+name[1]], files[alone+name[2]] = code, read(t, name[2])
 		}
 	}
-	put(t, dir, "main.go", main)
-	goRun(t, dir, "build", ".")
-	goRun(t, dir, "test", "-short", "-count=1", ".")
-}
-
-// difference says what one list has and the other has not.
-func difference(listed, there []string) (lines string) {
-	for _, s := range slices.Concat(listed, there) {
-		if !slices.Contains(there, s) {
-			lines += "- " + s + ": it is listed, and not there\n"
-		}
-		if !slices.Contains(listed, s) {
-			lines += "+ " + s + ": it is there, and not listed\n"
+	dir := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		fatalIf(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		fatalIf(t, os.WriteFile(path, []byte(content), 0o600))
+	}
+	for _, args := range []string{"vet ./...", "test -short -count=1 ."} {
+		cmd := exec.CommandContext(t.Context(), "go", strings.Fields(args)...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // of the run around this one
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", args, err, brief(string(out)))
 		}
 	}
-	return lines
 }
 
-// rows returns the first two cells of each row of the table under a header.
-func rows(t *testing.T, name, header string) (rows []string) {
-	t.Helper()
-	_, after, found := strings.Cut(readme(t, name), "\n"+header)
-	table, _, _ := strings.Cut(after, "\n\n")
-	if !found {
-		t.Fatalf("%s has no table %q", name, header)
-	}
-	for _, m := range regexp.MustCompile("(?m)^\\| *`?(\\S+?)`? \\| *`?(.*?)`? *\\|").FindAllStringSubmatch(table, -1) {
-		rows = append(rows, m[1]+" "+m[2])
-	}
-	return rows
-}
-
-func TestReadmesListEveryFlag(t *testing.T) {
+// TestReadmesListEveryFlagAndRoute, in tables: a flag with its default, a method with its path.
+func TestReadmesListEveryFlagAndRoute(t *testing.T) {
+	oneFlag := regexp.MustCompile(`(?m)^  (-\S+).*\n.*?(?:\(default "?([^")]*)"?\))?$`)
+	oneRow := regexp.MustCompile("(?m)^\\| `?(-\\w+|[A-Z]+)`? \\| `?([^`|, ]*)")
 	var usage bytes.Buffer
 	run(t.Context(), []string{"-h"}, &usage)
-	var flags []string
-	for _, m := range regexp.MustCompile(`(?m)^  -(\S+).*\n.*?(?:\(default "?([^")]*)"?\))?$`).FindAllStringSubmatch(usage.String(), -1) {
-		if m[1] != "workers" { // its default depends on the machine
-			flags = append(flags, "-"+m[1]+" "+m[2])
-		}
+	var there []string
+	for _, m := range oneFlag.FindAllStringSubmatch(usage.String(), -1) {
+		there = append(there, m[1]+" "+m[2])
 	}
-	for name, header := range map[string]string{"README.md": "| flag |", "README.ko.md": "| 플래그 |"} {
-		listed := slices.DeleteFunc(rows(t, name, header), func(row string) bool { return strings.HasPrefix(row, "-workers GOMAXPROCS") })
-		if diff := difference(listed, flags); diff != "" {
-			t.Errorf("%s:\n%s", name, diff)
-		}
-	}
-}
-
-func TestReadmesListEveryRoute(t *testing.T) {
-	var routes []string
 	for _, r := range (&app{}).routes().Routes() {
-		routes = append(routes, r.Method+" "+r.Path)
+		there = append(there, r.Method+" "+r.Path)
 	}
-	for name, header := range map[string]string{"README.md": "| method |", "README.ko.md": "| 메서드 |"} {
-		if diff := difference(rows(t, name, header), routes); diff != "" {
-			t.Errorf("%s:\n%s", name, diff)
+	slices.Sort(there)
+	workers := strconv.Itoa(max(1, runtime.GOMAXPROCS(0)-1))
+	for _, name := range []string{"README.md", "README.ko.md"} {
+		var listed []string
+		text := strings.ReplaceAll(readme(t, name), "| GOMAXPROCS − 1", "| "+workers)
+		for _, m := range oneRow.FindAllStringSubmatch(text, -1) {
+			listed = append(listed, m[1]+" "+m[2])
 		}
+		slices.Sort(listed)
+		wantLines(t, "what "+name+" lists, sorted", strings.Join(listed, "\n"), strings.Join(there, "\n"))
 	}
 }
