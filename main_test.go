@@ -1960,6 +1960,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 	p := startProcess(t, "-linger", "300ms", "-items", journalOf(t, `{"7": "seven"}`))
 	taskOf(t, 202, post(p, `{"kind":"sleep","input":{"wait_time":1}}`))
 	wantEqual(t, "the item from the file", do(p, "GET", "/v2/7", "").Body.String(), "\"seven\"\n")
+	wantEqual(t, "the status of an item of the lecture", do(p, "GET", "/v2/1", "").Code, 404)
 	var clients sync.WaitGroup
 	busy := make(chan bool, 20) // a client has been served fifty times, or has left
 	for range 10 {
@@ -2105,7 +2106,9 @@ func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
 
 // TestFlood: submissions, cancels, lists and polls race, and every task ends exactly once.
 func TestFlood(t *testing.T) {
-	a, h := newTestApp(t, discard)
+	a := newApp(config{workers: 2, queue: 10, keep: 10}, discard)
+	h := a.handler()
+	fatalIf(t, a.tasks.Start(""))
 	var accepted atomic.Int64
 	var clients sync.WaitGroup
 	for range 8 {
