@@ -1766,17 +1766,17 @@ func TestPreferWait(t *testing.T) {
 func TestTaskErrorsAreProblems(t *testing.T) {
 	a, secret := &app{}, errors.New("secret")
 	for want, err := range map[string]error{
-		`404 "no such task" ""`:                                               ErrNotFound,
-		`410 "the task is no longer known" ""`:                                ErrGone,
-		`409 "the task has already finished" ""`:                              ErrFinished,
-		`409 "the task was canceled" ""`:                                      ErrCanceled,
-		`503 "the queue is full" "1"`:                                         ErrQueueFull,
-		`503 "no tasks are accepted now" "1"`:                                 fmt.Errorf("%w: %w", ErrNotAccepting, secret),
-		`503 "the server stopped before the task had finished" "1"`:           ErrStopped,
-		`500 "the server crashed three times in a row while the task ran" ""`: ErrCrashed,
-		`500 "the server no longer has this kind of task" ""`:                 fmt.Errorf("%w: %w", ErrKindGone, secret),
-		`404 "아이템 <5>" ""`:                                                    Errorf(404, "아이템 <5>").Because(secret),
-		`500 "" ""`:                                                           secret,
+		`404 "no such task" ""`:                                      ErrNotFound,
+		`410 "the task is no longer known" ""`:                       ErrGone,
+		`409 "the task has already finished" ""`:                     ErrFinished,
+		`409 "the task was canceled" ""`:                             ErrCanceled,
+		`503 "the queue is full" "1"`:                                ErrQueueFull,
+		`503 "no tasks are accepted now" "1"`:                        fmt.Errorf("%w: %w", ErrNotAccepting, secret),
+		`503 "the server stopped before the task had finished" "1"`:  ErrStopped,
+		`500 "the server crashed three times while the task ran" ""`: ErrCrashed,
+		`500 "the server no longer has this kind of task" ""`:        fmt.Errorf("%w: %w", ErrKindGone, secret),
+		`404 "아이템 <5>" ""`:                                           Errorf(404, "아이템 <5>").Because(secret),
+		`500 "" ""`:                                                  secret,
 	} {
 		var problem Problem
 		json.Unmarshal(a.taskProblem(err), &problem)

@@ -120,7 +120,7 @@ var (
 	ErrFinished     = errors.New("the task has already finished")
 	ErrCanceled     = errors.New("the task was canceled")
 	ErrStopped      = errors.New("the server stopped before the task had finished")
-	ErrCrashed      = errors.New("the server crashed three times in a row while the task ran")
+	ErrCrashed      = errors.New("the server crashed three times while the task ran")
 	ErrKindGone     = errors.New("the server no longer has this kind of task")
 )
 
@@ -574,15 +574,15 @@ func (t *Tasks) cutOff() error {
 // wins.
 //
 // What it promises: a task that was acknowledged is not lost when the program is killed. One that
-// had not finished runs again, unless it was running at three crashes in a row. What it does not
-// promise: to survive a power loss (a line is not synced before Stop), or two programs on one file;
-// nor to stay small while the program runs: only Start compacts it.
+// had not finished runs again, unless it was running at three crashes with no orderly stop between.
+// What it does not promise: to survive a power loss (a line is not synced before Stop), or two
+// programs on one file; nor to stay small while the program runs: only Start compacts it.
 //
 // Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; after
 // a line that can't be written no task is accepted or started.
 
-// maxAttempts is how many times in a row a task may be running when the program crashes. After
-// that the task is taken for the cause. A second signal, which kills, counts as a crash too.
+// maxAttempts is at how many crashes a task may be running, with no orderly stop between. After that
+// the task is taken for the cause. A second signal, which kills, counts as a crash too.
 const maxAttempts = 3
 
 // write appends a line. The first one that fails is the last: another would stand behind half a
@@ -683,7 +683,7 @@ func (t *Tasks) restore(line []byte) error {
 }
 
 // resume puts what replay has kept in order, and what had not finished in the queue. A task that
-// was running at three crashes in a row is failed instead.
+// was running at its third crash is failed instead.
 func (t *Tasks) resume() {
 	jobs := slices.SortedFunc(maps.Values(t.jobs), func(a, b *job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), len(a.ID)-len(b.ID), strings.Compare(a.ID, b.ID))
