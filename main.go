@@ -496,7 +496,7 @@ func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
-		"primes": a.processors.lend(kindOf(primesInput{}, countPrimes)),
+		"primes": kindOf(primesInput{}, a.countPrimes),
 	}
 }
 
@@ -529,27 +529,17 @@ func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress f
 	}
 }
 
-// processors lends Go a processor more than there are while tasks compute on all of them. Without
-// one for the requests, the scheduler looks at the network every 10 ms; with it, the operating
-// system shares the CPUs out. For good it would slow an idle server down.
+// processors raises GOMAXPROCS, while tasks compute on all of Go's processors, to one more than
+// there are such tasks. Without one for the requests, the scheduler looks at the network every
+// 10 ms; with it, the operating system shares the CPUs out. For good it would slow an idle server
+// down. A task that waits needs none of this: it leaves its processor to others anyway.
 type processors struct {
 	mu   sync.Mutex // guards the rest
 	busy int        // how many tasks compute
 	own  int        // GOMAXPROCS before it was raised; 0 if it is not
 }
 
-// lend returns the kind with processors taken and given back around its Run. It is for kinds that
-// compute: one that waits leaves its processor to others anyway.
-func (p *processors) lend(k Kind) Kind {
-	run := k.Run
-	k.Run = func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
-		p.add(1)
-		defer p.add(-1)
-		return run(ctx, input, progress)
-	}
-	return k
-}
-
+// add is called with 1 when a task begins to compute, and with -1 when it ends.
 func (p *processors) add(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -607,7 +597,9 @@ type primesResult struct {
 }
 
 // countPrimes keeps a processor busy: it counts the primes up to n by trial division.
-func countPrimes(ctx context.Context, in primesInput, progress func(float64)) (any, error) {
+func (a *app) countPrimes(ctx context.Context, in primesInput, progress func(float64)) (any, error) {
+	a.processors.add(1)
+	defer a.processors.add(-1)
 	count := 0
 	var divisors []int // the primes up to the square root of in.N
 next:
