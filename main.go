@@ -330,13 +330,11 @@ func (a *app) findItemV2(w http.ResponseWriter, r *http.Request) error {
 	return WriteJSON(w, http.StatusOK, item)
 }
 
-type newTask struct {
-	Kind  string          `json:"kind"`
-	Input json.RawMessage `json:"input"`
-}
-
 func (a *app) createTask(w http.ResponseWriter, r *http.Request) error {
-	var body newTask
+	var body struct {
+		Kind  string          `json:"kind"`
+		Input json.RawMessage `json:"input"`
+	}
 	if err := ReadJSON(w, r, &body); err != nil {
 		return err
 	}
@@ -431,10 +429,7 @@ func preferWait(h http.Header) (seconds int, ok bool) {
 	all := strings.Join(h.Values("Prefer"), ",") // several lines are one list (RFC 9110, 5.3)
 	for _, match := range preferences.FindAllStringSubmatch(all, -1) {
 		if match[1] != "" { // else it is a quoted string
-			n, err := strconv.Atoi(match[1])
-			if err != nil {
-				n = maxWait // too long a number
-			}
+			n, _ := strconv.Atoi(match[1]) // of a number that is too long it is the largest int
 			return min(n, maxWait), true
 		}
 	}
