@@ -117,15 +117,6 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	return c, err
 }
 
-// A request may take readTimeout to arrive, and its reply writeTimeout from the end of its header.
-// The first is the shorter one, so that a body that came too slowly can still be answered; and it
-// is shorter than -grace is by default, so that half a body is answered within it, too. A waiting
-// poll extends the second.
-const (
-	readTimeout  = 15 * time.Second
-	writeTimeout = 30 * time.Second
-)
-
 // app is what the handlers share.
 type app struct {
 	log        *slog.Logger
@@ -167,12 +158,18 @@ func newApp(c config, log *slog.Logger) *app {
 	return a
 }
 
-// server is an http.Server that no client can hold up for long. The zero value has no timeouts.
+// writeTimeout is how long a reply may take, from the end of the request's header. A waiting poll
+// extends it.
+const writeTimeout = 30 * time.Second
+
+// server is an http.Server that no client can hold up for long: the zero value has no timeouts.
+// ReadTimeout is shorter than WriteTimeout, so that a body that came too slowly can still be
+// answered, and shorter than the default of -grace, so that a stop does not cut that answer off.
 func (a *app) server() *http.Server {
 	srv := &http.Server{
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       readTimeout,
+		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    64 << 10,
