@@ -120,24 +120,15 @@ type Problem struct {
 // NewProblem returns what a client may know of err: the status, the detail and the fields of an
 // HTTPError, that a body was too large, and of any other error only that the server failed.
 func NewProblem(err error) Problem {
-	e := publicError(err)
-	return Problem{
-		Type:   "about:blank", // "the status says it all" (RFC 9457, 4.2.1)
-		Title:  http.StatusText(e.Status),
-		Status: e.Status,
-		Detail: e.Detail,
-		Errors: e.Fields,
-	}
-}
-
-func publicError(err error) *HTTPError {
+	// about:blank means that the status says it all (RFC 9457, 4.2.1).
+	p := Problem{Type: "about:blank", Status: http.StatusInternalServerError}
 	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status >= 400 && e.Status <= 599 {
-		return e
+		p.Status, p.Detail, p.Errors = e.Status, e.Detail, e.Fields
+	} else if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		p.Status, p.Detail = http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", e.Limit)
 	}
-	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return Errorf(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", e.Limit)
-	}
-	return &HTTPError{Status: http.StatusInternalServerError}
+	p.Title = http.StatusText(p.Status)
+	return p
 }
 
 // fail answers the request with err: the one place where every error reply is made. If the reply
@@ -156,9 +147,10 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 		h.Del(name)
 	}
 	h.Set("Cache-Control", "no-store") // a cache may keep a 404 otherwise (RFC 9111, 4.2.2)
-	e := publicError(err)
-	maps.Copy(h, e.Header)
-	p := NewProblem(e)
+	if e, ok := errors.AsType[*HTTPError](err); ok {
+		maps.Copy(h, e.Header)
+	}
+	p := NewProblem(err)
 	p.RequestID = rep.id
 	if err := writeJSON(w, p.Status, "application/problem+json", p); err != nil {
 		rep.err = errors.Join(rep.err, err)

@@ -1781,7 +1781,7 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		var problem Problem
 		json.Unmarshal(a.taskProblem(err), &problem)
 		mapped := a.taskError(err)
-		retry := publicError(mapped).Header.Get("Retry-After")
+		retry := do(Observe(discard, fail(mapped)), "GET", "/", "").Header().Get("Retry-After")
 		wantEqual(t, err.Error(), fmt.Sprintf("%d %q %q", problem.Status, problem.Detail, retry), want)
 		wantEqual(t, err.Error()+": the log has the cause", errors.Is(mapped, secret), errors.Is(err, secret))
 	}
