@@ -292,12 +292,9 @@ func (a *app) loadItems(path string) error {
 
 // report is the shutdown event.
 func (a *app) report(context.Context) error {
-	attrs := []any{"requests", a.served.Load()}
-	counts := a.tasks.Counts()
-	for _, status := range Statuses {
-		attrs = append(attrs, string(status), counts[status])
-	}
-	a.log.Info("served", attrs...)
+	n := a.tasks.Counts()
+	a.log.Info("served", "requests", a.served.Load(), "queued", n[Queued], "running", n[Running],
+		"succeeded", n[Succeeded], "failed", n[Failed], "canceled", n[Canceled])
 	return nil
 }
 
