@@ -23,10 +23,10 @@
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
 // An error that an Endpoint returns, and a panic below Observe, becomes an RFC 9457 problem; if the
-// reply has begun, or the client has gone, the connection is cut off. An HTTPError says what the
-// client may know. A body that is too large is a 413. Any other error is a 500 that says nothing
-// but the request id, under which the log has the cause. What a ServeMux answers itself, a 404 or
-// a 405, is plain text, and so is what net/http refuses before a handler runs.
+// reply has begun, the connection is cut off instead. An HTTPError says what the client may know. A
+// body that is too large is a 413. Any other error is a 500 that says nothing but the request id,
+// under which the log has the cause. What a ServeMux answers itself, a 404 or a 405, is plain text,
+// and so is what net/http refuses before a handler runs.
 //
 // This file imports the standard library alone. To use it elsewhere, copy it and write your own
 // package clause; it needs Go 1.26.
@@ -132,8 +132,8 @@ func NewProblem(err error) Problem {
 }
 
 // fail answers the request with err: the one place where every error reply is made. If the reply
-// has begun, or the client went away, it aborts the connection instead: a truncated 200 must
-// never look whole.
+// has begun it aborts the connection instead, since a truncated 200 must never look whole; and if
+// err is only that the client went away, since nobody is there to be answered.
 func (rep *reply) fail(w http.ResponseWriter, err error) {
 	rep.err = err
 	if rep.status != 0 || rep.clientGone() && errors.Is(err, context.Canceled) {

@@ -80,8 +80,9 @@ func (l *Lifecycle) Add(h Hook) { l.hooks = append(l.hooks, h) }
 func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 
 // Run starts the hooks, serves srv on ln until SIGINT or SIGTERM comes or ctx ends, and stops in
-// order. It wraps srv.Handler, to know when requests are answered. The error joins all that went
-// wrong: nil is exit code 0.
+// order. It wraps srv.Handler, to know when requests are answered, and makes the process, and
+// the programs that it starts, ignore SIGPIPE. The error joins all that went wrong: nil is exit
+// code 0.
 //
 // A signal during startup ends the context of the Start hook that runs. Run waits for that hook,
 // starts no other, and stops those that had started; that is no error. A second signal ends the
@@ -92,7 +93,8 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // after stop a signal has its default effect: it ends the process
-	// Ctrl-C ends "| tee log.txt" too. A log line that no one reads must not end the process then.
+	// Ctrl-C ends the tee of "2>&1 | tee log.txt" too, and a log line that nobody reads must not end
+	// this process.
 	signal.Ignore(syscall.SIGPIPE)
 
 	started, err := l.start(ctx)

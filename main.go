@@ -11,8 +11,8 @@
 //	DELETE /tasks/{id}
 //	GET    /healthz  /readyz  /docs
 //
-// main.go is the app. Each of the other files is one lesson, needs no other, and can be copied
-// alone: router.go, errors.go, tasks.go, lifecycle.go. Read them in that order.
+// main.go is the app. Each of router.go, errors.go, tasks.go and lifecycle.go is one lesson, needs
+// no other file, and can be copied alone. Read them in that order.
 package main
 
 import (
@@ -100,7 +100,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	case fs.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case c.addr == "":
-		err = errors.New("-addr must not be empty") // it would be any port, for all the world
+		err = errors.New("-addr must not be empty") // "" would be any free port, open to every network
 	case c.workers < 1 || c.workers > 1000:
 		err = errors.New("-workers must be between 1 and 1000")
 	case c.queue < 1 || c.keep < 1:
@@ -131,8 +131,8 @@ type app struct {
 	stop     context.CancelFunc
 }
 
-// newApp wires the lessons together. It says what starts before the first request and stops after
-// the last, in this order and back. A hook that a task needs stands before "tasks", which may
+// newApp wires the lessons together. Its hooks start before the first request, in this order, and
+// stop after the last one, in reverse. A hook that a task needs stands before "tasks", which may
 // have tasks to run as soon as it has read the journal.
 func newApp(c config, log *slog.Logger) *app {
 	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}

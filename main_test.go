@@ -1384,8 +1384,8 @@ func ExampleLifecycle() {
 		fmt.Println(err)
 		return
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	go http.Get("http://" + ln.Addr().String()) // a client
+	ctx, stop := context.WithTimeout(context.Background(), 5*time.Second) // in case nobody is answered
+	go http.Get("http://" + ln.Addr().String())                           // a client
 	fmt.Println(l.Run(ctx, ln, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		fmt.Println("answer a request")
 		stop() // as Ctrl-C does
@@ -1946,7 +1946,7 @@ func TestSecondSignalEndsTheProgramAtOnce(t *testing.T) {
 	}
 }
 
-// TestStopGoesOnWhenNobodyReadsTheLog: Ctrl-C ends the tee in "| tee log.txt" too.
+// TestStopGoesOnWhenNobodyReadsTheLog: Ctrl-C ends the tee in "2>&1 | tee log.txt" too.
 func TestStopGoesOnWhenNobodyReadsTheLog(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t)

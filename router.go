@@ -97,7 +97,7 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 
 // Handle registers h for a method. The Route it returns may be given a Summary or an Example.
 // It panics on a path that is no pattern, on a bad method and on a nil handler, so that the stack
-// names the line with the mistake. Only Handler sees that neither a prefix nor a path is given.
+// names the line with the mistake. An empty path without any prefix is found later, by Handler.
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
 	if path != "" && path[0] != '/' {
@@ -224,7 +224,8 @@ func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func
 	}
 }
 
-var capital = regexp.MustCompile(`(\P{Lu})(\p{Lu})`) // that begins a word
+// capital finds a capital letter that follows something else: a word begins there.
+var capital = regexp.MustCompile(`(\P{Lu})(\p{Lu})`)
 
 // summary makes a title from the name of a handler function: "main.(*app).readUser-fm" is
 // "Read User". Other handlers, and functions without a name, have none.

@@ -228,7 +228,7 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	return task, nil
 }
 
-// set makes task what is known of it, and forgets the oldest of too many that have finished. The
+// set stores what a task is from now on, and forgets the oldest of too many that have finished. The
 // journal comes first: see write. t.mu is held, or Start has not returned yet.
 func (t *Tasks) set(to Task) {
 	j := t.jobs[to.ID]
@@ -451,10 +451,10 @@ func (t *Tasks) List(status Status, limit int) []Task {
 }
 
 // Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
-// what it still returns is dropped. To cancel it again is no error. If it has succeeded or
-// failed, the error is ErrFinished. When the journal can't be written it is that, and when Stop
-// has left the task to it ErrStopped: the next start would undo what was not written. Else it is
-// Get's.
+// what it still returns is dropped. To cancel it again is no error. The error is Get's; ErrFinished
+// if the task has succeeded or failed; ErrNotAccepting if the journal can't be written; or
+// ErrStopped if Stop has left the task in the journal. The last two refuse what the next start would
+// undo.
 func (t *Tasks) Cancel(id string) (Task, error) {
 	problem := t.problem(ErrCanceled)
 	t.mu.Lock()
@@ -647,7 +647,7 @@ func (t *Tasks) replay(f *os.File) error {
 		switch {
 		case err == io.EOF && len(line) == 0:
 			return nil
-		case err == nil || err == io.EOF && json.Valid(line): // whole, but for a line feed that an editor took
+		case err == nil || err == io.EOF && json.Valid(line): // whole, even if its line feed is missing
 			err = t.restore(line)
 		case err == io.EOF && (bytes.HasPrefix(line, []byte(begin)) || strings.HasPrefix(begin, string(line))):
 			t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
