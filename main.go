@@ -409,9 +409,6 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 	return task, r.Context().Err()
 }
 
-// maxWait is the longest wait that is granted, in seconds.
-const maxWait = 30
-
 // preferences finds "wait=5" among the preferences of a Prefer field (RFC 7240), wherever its number
 // is followed by a comma, a parameter or the end. The first half of the expression takes
 // quoted strings, so that the second half can't look into one.
@@ -424,38 +421,45 @@ func preferWait(h http.Header) (seconds int, ok bool) {
 	for _, match := range preferences.FindAllStringSubmatch(all, -1) {
 		if match[1] != "" { // else it is a quoted string
 			n, _ := strconv.Atoi(match[1]) // of a number that is too long it is the largest int
-			return min(n, maxWait), true
+			return min(n, 30), true
 		}
 	}
 	return 0, false
 }
 
-// taskError maps the errors of tasks.go to HTTP statuses.
+// taskError maps the errors of tasks.go to HTTP statuses. What is an HTTPError already, of a Check or
+// a Run, stays as it is.
 func (a *app) taskError(err error) error {
+	if _, ok := errors.AsType[*HTTPError](err); ok {
+		return err
+	}
 	if errors.Is(err, ErrUnknownKind) {
 		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
 		return Invalid(FieldError{[]string{"body", "kind"}, "must be a kind of task: " + names})
 	}
-	for e, status := range map[error]int{
-		ErrNotFound:     http.StatusNotFound,
-		ErrGone:         http.StatusGone,
-		ErrFinished:     http.StatusConflict,
-		ErrCanceled:     http.StatusConflict,
-		ErrQueueFull:    http.StatusServiceUnavailable,
-		ErrNotAccepting: http.StatusServiceUnavailable,
-		ErrStopped:      http.StatusServiceUnavailable,
-		ErrCrashed:      http.StatusInternalServerError,
-		ErrKindGone:     http.StatusInternalServerError,
+	for _, known := range []struct {
+		err    error
+		status int
+	}{
+		{ErrNotFound, http.StatusNotFound},
+		{ErrGone, http.StatusGone},
+		{ErrFinished, http.StatusConflict},
+		{ErrCanceled, http.StatusConflict},
+		{ErrQueueFull, http.StatusServiceUnavailable},
+		{ErrNotAccepting, http.StatusServiceUnavailable},
+		{ErrStopped, http.StatusServiceUnavailable},
+		{ErrCrashed, http.StatusInternalServerError},
+		{ErrKindGone, http.StatusInternalServerError},
 	} {
-		if errors.Is(err, e) {
-			he := Errorf(status, "%v", e)
-			if status == http.StatusServiceUnavailable {
-				he.Header.Set("Retry-After", "1")
+		if errors.Is(err, known.err) {
+			e := Errorf(known.status, "%v", known.err)
+			if known.status == http.StatusServiceUnavailable {
+				e.Header.Set("Retry-After", "1")
 			}
-			if err != e { // the log can be told more
-				he = he.Because(err)
+			if err != known.err { // the log can be told more
+				e = e.Because(err)
 			}
-			return he
+			return e
 		}
 	}
 	return err

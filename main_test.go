@@ -1775,6 +1775,7 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		`503 "the server stopped before the task had finished" "1"`:  ErrStopped,
 		`500 "the server crashed three times while the task ran" ""`: ErrCrashed,
 		`500 "the server no longer has this kind of task" ""`:        fmt.Errorf("%w: %w", ErrKindGone, secret),
+		`502 "the next one is busy" ""`:                              Errorf(502, "the next one is busy").Because(ErrQueueFull),
 		`404 "아이템 <5>" ""`:                                           Errorf(404, "아이템 <5>").Because(secret),
 		`500 "" ""`:                                                  secret,
 	} {
