@@ -730,7 +730,7 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 		{"{} {}", "400 body.input is not JSON: see byte 4"},
 		{"{\"name\": \"\xff\"}", "400 body.input is not UTF-8"},
 		{" null ", "422 [{[body input] must not be null}]"},
-		{`{"nme": "Rick"}`, "422 [{[body input nme] is not a field here}]"},
+		{`{"n\"me": "Rick"}`, `422 [{[body input n"me] is not a field here}]`},
 		{`{"` + long + long + `": 1}`, "422 [{[body input " + long + "] is not a field here}]"},
 		{`{"home": {"Floor": "1"}}`, "422 [{[body input home Floor] must be an integer, and not too large}]"},
 		{`{"born": "now"}`, "422 [{[body input] does not have the right shape}]"},
@@ -1221,6 +1221,7 @@ func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
 		journalOf(t, `{"id":"customer-1","name":"x"}`):             ":1: ", // another file, named by mistake
 		journalOf(t) + "/tasks.jsonl":                              "open the journal: ",
 		blocked:                                                    "compact the journal: ",
+		t.TempDir():                                                "is not a regular file",
 	} {
 		before, _ := os.ReadFile(path)
 		err := NewTasks(Config{Log: discard}).Start(path)
