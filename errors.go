@@ -147,11 +147,11 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 		h.Del(name)
 	}
 	h.Set("Cache-Control", "no-store") // a cache may keep a 404 otherwise (RFC 9111, 4.2.2)
-	if e, ok := errors.AsType[*HTTPError](err); ok {
-		maps.Copy(h, e.Header)
-	}
 	p := NewProblem(err)
 	p.RequestID = rep.id
+	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status == p.Status { // else it is a bare 500
+		maps.Copy(h, e.Header)
+	}
 	if err := writeJSON(w, p.Status, "application/problem+json", p); err != nil {
 		rep.err = errors.Join(rep.err, err)
 	}
