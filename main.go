@@ -427,8 +427,8 @@ func preferWait(h http.Header) (seconds int, ok bool) {
 	return 0, false
 }
 
-// taskError maps the errors of tasks.go to HTTP statuses. What is an HTTPError already, of a Check or
-// a Run, stays as it is.
+// taskError maps the errors of tasks.go to HTTP statuses. What is an HTTPError already, of a Check
+// or a Run, stays as it is.
 func (a *app) taskError(err error) error {
 	if _, ok := errors.AsType[*HTTPError](err); ok {
 		return err

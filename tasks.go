@@ -453,8 +453,8 @@ func (t *Tasks) List(status Status, limit int) []Task {
 // Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
 // what it still returns is dropped. To cancel it again is no error. The error is Get's; ErrFinished
 // if the task has succeeded or failed; ErrNotAccepting if the journal can't be written; or
-// ErrStopped if Stop has left the task in the journal. The last two refuse what the next start would
-// undo.
+// ErrStopped if Stop has left the task in the journal. The last two refuse what the next start
+// would undo.
 func (t *Tasks) Cancel(id string) (Task, error) {
 	problem := t.problem(ErrCanceled)
 	t.mu.Lock()
@@ -581,8 +581,8 @@ func (t *Tasks) cutOff() error {
 // Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; after
 // a line that can't be written no task is accepted or started.
 
-// maxAttempts is at how many crashes a task may be running, with no orderly stop between. After that
-// the task is taken for the cause. A second signal, which kills, counts as a crash too.
+// maxAttempts is at how many crashes a task may be running, with no orderly stop between. After
+// that the task is taken for the cause. A second signal, which kills, counts as a crash too.
 const maxAttempts = 3
 
 // write appends a line. The first one that fails is the last: another would stand behind half a
@@ -640,10 +640,10 @@ func (t *Tasks) openJournal(path string) error {
 // write that the end of the program cut off, so that nobody was told; but if it does not begin as a
 // line of a journal does, another file was named.
 func (t *Tasks) replay(f *os.File) error {
+	const begin = `{"id":"` // of every line that is written
 	r := bufio.NewReader(f) // not a bufio.Scanner: it ends at a line of 64 KiB, silently
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
-		const begin = `{"id":"`
 		switch {
 		case err == io.EOF && len(line) == 0:
 			return nil
