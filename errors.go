@@ -1,4 +1,4 @@
-// Lesson 2: how does a failure reach the client, and what reaches the log?
+// Lesson 2: what does the client learn about a failure, and what goes in the log?
 //
 // The lecture says: tell the client what went wrong and why, and collect the errors in the log
 // for yourself. FastAPI raises:
@@ -10,7 +10,7 @@
 //	func findItem(w http.ResponseWriter, r *http.Request) error {
 //		id, err := PathInt(r, "item_id")
 //		if err != nil {
-//			return err // 422, with the place
+//			return err // a 422 that says where
 //		}
 //		item, ok := items[id]
 //		if !ok {
@@ -22,14 +22,14 @@
 //	mux.Handle("GET /v2/{item_id}", Endpoint(findItem))
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
-// An error that an Endpoint returns, and a panic below Observe, becomes an RFC 9457 problem; if the
-// reply has begun, the connection is cut off instead. An HTTPError says what the client may know. A
-// body that is too large is a 413. Any other error is a 500 that says nothing but the request id,
-// under which the log has the cause. What a ServeMux answers itself, a 404 or a 405, is plain text,
-// and so is what net/http refuses before a handler runs.
+// An error that an Endpoint returns, or a panic below Observe, becomes a problem response (RFC
+// 9457); if the response has already begun, the connection is aborted instead. An HTTPError says
+// what the client may know. A body that is too large is a 413. Any other error becomes a 500 that
+// gives only the request id; the log has the cause under that id. A ServeMux's own 404 and 405 stay
+// plain text, as does what net/http rejects before a handler runs.
 //
-// This file imports the standard library alone. To use it elsewhere, copy it and write your own
-// package clause; it needs Go 1.26.
+// This file imports only the standard library. To use it elsewhere, copy it and change the package
+// clause. It needs Go 1.26.
 
 package main
 
@@ -56,29 +56,29 @@ import (
 	"unicode/utf8"
 )
 
-// HTTPError is an error that the client may see: FastAPI's HTTPException.
+// HTTPError is an error that the client may see, like FastAPI's HTTPException.
 type HTTPError struct {
 	Status int          // 400 to 599
-	Detail string       // what went wrong, for a person
-	Fields []FieldError // the parts of the request at fault, of a 422
-	Header http.Header  // sent with the reply: Retry-After, Allow
+	Detail string       // what went wrong, for a human reader
+	Fields []FieldError // for a 422: the parts of the request at fault
+	Header http.Header  // sent with the response: Retry-After, Allow
 
 	cause error
 }
 
-// Errorf returns an HTTPError with a formatted detail. The client reads it: nothing internal.
+// Errorf returns an HTTPError with a formatted detail. The client reads it, so leave out internals.
 func Errorf(status int, format string, args ...any) *HTTPError {
 	return &HTTPError{Status: status, Detail: fmt.Sprintf(format, args...), Header: http.Header{}}
 }
 
-// Because returns a copy of e with a cause, which the log is told and the client is not.
+// Because returns a copy of e with a cause, which is logged but not sent to the client.
 func (e *HTTPError) Because(cause error) *HTTPError {
 	c := *e
 	c.cause = cause
 	return &c
 }
 
-// Error is for the log: the status, the detail and the cause.
+// Error returns the status, the detail and the cause, for the log.
 func (e *HTTPError) Error() string {
 	s := fmt.Sprintf("%d %s", e.Status, e.Detail)
 	if e.cause != nil {
@@ -90,11 +90,11 @@ func (e *HTTPError) Error() string {
 // Unwrap returns the cause.
 func (e *HTTPError) Unwrap() error { return e.cause }
 
-// Endpoint is a handler that may fail. It is an http.Handler, so any router takes it.
+// Endpoint is a handler that may return an error. As an http.Handler, it fits any router.
 type Endpoint func(w http.ResponseWriter, r *http.Request) error
 
-// ServeHTTP calls the endpoint, and answers the error that it returns. If no Observe wraps it, it
-// wraps itself, with slog.Default().
+// ServeHTTP calls h and answers the error that it returns. If no Observe wraps h, ServeHTTP wraps
+// it in one that logs to slog.Default().
 func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rep := replyOf(w)
 	if rep == nil {
@@ -106,8 +106,8 @@ func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Problem is the body of an error reply (RFC 9457). Its detail is the detail of FastAPI's
-// HTTPException, where a client of the lecture's app will look for it.
+// Problem is the body of an error response (RFC 9457). Its detail is where FastAPI's HTTPException
+// has it, so a client of the lecture's app finds it there.
 type Problem struct {
 	Type      string       `json:"type"`
 	Title     string       `json:"title"`
@@ -117,8 +117,8 @@ type Problem struct {
 	RequestID string       `json:"request_id,omitzero"`
 }
 
-// NewProblem returns what a client may know of err: the status, the detail and the fields of an
-// HTTPError, that a body was too large, and of any other error only that the server failed.
+// NewProblem returns what a client may know about err: the status, detail and fields of an
+// HTTPError; that a body was too large; and for any other error only that the server failed.
 func NewProblem(err error) Problem {
 	// about:blank means that the status says it all (RFC 9457, 4.2.1).
 	p := Problem{Type: "about:blank", Status: http.StatusInternalServerError}
@@ -131,9 +131,9 @@ func NewProblem(err error) Problem {
 	return p
 }
 
-// fail answers the request with err: the one place where every error reply is made. If the reply
-// has begun it aborts the connection instead, since a truncated 200 must never look whole; and if
-// err is only that the client went away, since nobody is there to be answered.
+// fail answers with err; every error response is made here. If the response has already begun, fail
+// aborts the connection instead, since a truncated 200 must never look complete. It also aborts if
+// err only says that the client has gone, since nobody is there to answer.
 func (rep *reply) fail(w http.ResponseWriter, err error) {
 	rep.err = err
 	if rep.status != 0 || rep.clientGone() && errors.Is(err, context.Canceled) {
@@ -141,15 +141,15 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	h := w.Header()
-	for _, name := range []string{ // They described the body that is not sent.
+	for _, name := range []string{ // These describe a body that won't be sent.
 		"Content-Length", "Content-Encoding", "Content-Range", "Content-Disposition", "Etag", "Last-Modified",
 	} {
 		h.Del(name)
 	}
-	h.Set("Cache-Control", "no-store") // a cache may keep a 404 otherwise (RFC 9111, 4.2.2)
+	h.Set("Cache-Control", "no-store") // otherwise a cache may store a 404 (RFC 9111, 4.2.2)
 	p := NewProblem(err)
 	p.RequestID = rep.id
-	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status == p.Status { // else it is a bare 500
+	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status == p.Status { // otherwise it became a bare 500
 		maps.Copy(h, e.Header)
 	}
 	if err := writeJSON(w, p.Status, "application/problem+json", p); err != nil {
@@ -157,8 +157,8 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 	}
 }
 
-// WriteJSON answers with v as JSON. It is marshalled before the status is sent, so a value that
-// can't be encoded still becomes a 500.
+// WriteJSON answers with v as JSON. It encodes v before it sends the status, so a value that can't
+// be encoded still becomes a 500.
 func WriteJSON(w http.ResponseWriter, status int, v any) error {
 	return writeJSON(w, status, "application/json", v)
 }
@@ -166,24 +166,24 @@ func WriteJSON(w http.ResponseWriter, status int, v any) error {
 func writeJSON(w http.ResponseWriter, status int, contentType string, v any) error {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
-	enc.SetEscapeHTML(false) // this is no HTML, and nosniff says so
+	enc.SetEscapeHTML(false) // this is not HTML, and nosniff says so
 	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("encode the reply: %w", err)
+		return fmt.Errorf("encode the response: %w", err)
 	}
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
 	if _, err := w.Write(body.Bytes()); err != nil {
-		return fmt.Errorf("write the reply: %w", err)
+		return fmt.Errorf("write the response: %w", err)
 	}
 	return nil
 }
 
-// Observe gives every request an id (X-Request-Id, the client's own if it is fit to be logged)
-// and one line in the log when it is done, with the cause if it failed. A panic becomes a 500,
-// with its stack in the log; http.ErrAbortHandler goes on up to net/http.
+// Observe gives every request an id (X-Request-Id; the client's own if it is safe to log) and
+// writes one log line when the request is done, with the cause if it failed. A panic becomes a 500,
+// with its stack in the log; http.ErrAbortHandler is passed on to net/http.
 //
-// It belongs outermost. Middleware between it and the mux that replaces the request hides the
-// route from the log, and one that replaces w needs an Unwrap method, or errors are observed twice.
+// Make it the outermost handler. Middleware between it and the mux that replaces the request hides
+// the route from the log; if it replaces w, w needs an Unwrap method, or errors are observed twice.
 func Observe(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rep := &reply{ResponseWriter: w, request: r, id: requestID(r), start: time.Now()}
@@ -195,13 +195,13 @@ func Observe(log *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// reply is the ResponseWriter of an observed request, and what the log will say of it.
+// reply is the ResponseWriter of an observed request, and holds what the log will say about it.
 type reply struct {
 	http.ResponseWriter
 	request *http.Request
 	id      string
 	start   time.Time
-	status  int   // 0 until the reply has begun
+	status  int   // 0 until the response has begun
 	bytes   int64 // of the body
 	err     error
 	stack   []byte // of a panic
@@ -209,9 +209,9 @@ type reply struct {
 }
 
 func (rep *reply) WriteHeader(status int) {
-	rep.ResponseWriter.WriteHeader(status) // panics if there is no such status
+	rep.ResponseWriter.WriteHeader(status) // panics on an invalid status code
 	if rep.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
-		rep.status = status // the other 1xx do not begin the reply
+		rep.status = status // any other 1xx is only interim
 	}
 }
 
@@ -220,14 +220,14 @@ func (rep *reply) Write(p []byte) (int, error) {
 		rep.status = http.StatusOK
 	}
 	n, err := rep.ResponseWriter.Write(p)
-	if rep.request.Method != http.MethodHead { // to a HEAD net/http sends no body
+	if rep.request.Method != http.MethodHead { // net/http sends no body for HEAD
 		rep.bytes += int64(n)
 	}
 	return n, err
 }
 
-// FlushError sends what was written so far, which begins the reply. http.ResponseController calls
-// it; all that it does besides reaches the connection through Unwrap.
+// FlushError sends what has been written so far, which begins the response. http.ResponseController
+// calls it; its other methods reach the connection through Unwrap.
 func (rep *reply) FlushError() error {
 	err := http.NewResponseController(rep.ResponseWriter).Flush()
 	if rep.status == 0 && !errors.Is(err, http.ErrNotSupported) {
@@ -236,10 +236,10 @@ func (rep *reply) FlushError() error {
 	return err
 }
 
-// Unwrap is how http.ResponseController, and replyOf, look behind a wrapped ResponseWriter.
+// Unwrap lets http.ResponseController and replyOf reach the ResponseWriter inside.
 func (rep *reply) Unwrap() http.ResponseWriter { return rep.ResponseWriter }
 
-// replyOf finds the reply behind the wrappers that middleware may have put around it.
+// replyOf returns the reply inside any wrappers that middleware has added, or nil.
 func replyOf(w http.ResponseWriter) *reply {
 	for {
 		switch t := w.(type) {
@@ -253,14 +253,14 @@ func replyOf(w http.ResponseWriter) *reply {
 	}
 }
 
-// clientGone reports that the client closed the connection.
+// clientGone reports whether the client has closed the connection.
 func (rep *reply) clientGone() bool { return rep.request.Context().Err() != nil }
 
 // answerPanic is deferred: it turns a panic into a 500.
 func (rep *reply) answerPanic() {
 	switch p := recover(); p {
 	case nil:
-	case http.ErrAbortHandler: // a handler's own wish, or fail's
+	case http.ErrAbortHandler: // raised by a handler or by fail
 		rep.aborted = true
 		panic(p)
 	default:
@@ -269,16 +269,16 @@ func (rep *reply) answerPanic() {
 	}
 }
 
-// log is deferred: it writes the one line of a request.
+// log is deferred: it writes the request's one log line.
 func (rep *reply) log(log *slog.Logger) {
 	r, status, level := rep.request, rep.status, slog.LevelInfo
 	switch {
 	case rep.aborted && rep.stack == nil && rep.clientGone():
-		status = 499 // nginx's number for a client that closed the request
+		status = 499 // nginx's code for "client closed request"
 	case rep.aborted:
 		level = slog.LevelError
 	case status == 0:
-		status = http.StatusOK // net/http sends it for a handler that wrote nothing
+		status = http.StatusOK // net/http sends 200 if the handler wrote nothing
 	}
 	if status >= 500 {
 		level = slog.LevelError
@@ -286,7 +286,7 @@ func (rep *reply) log(log *slog.Logger) {
 	attrs := []slog.Attr{
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path),
-		slog.String("route", r.Pattern[strings.IndexByte(r.Pattern, ' ')+1:]), // without its method
+		slog.String("route", r.Pattern[strings.IndexByte(r.Pattern, ' ')+1:]), // without the method
 		slog.Int("status", status),
 		slog.Int64("bytes", rep.bytes),
 		slog.Duration("duration", time.Since(rep.start)),
@@ -301,26 +301,26 @@ func (rep *reply) log(log *slog.Logger) {
 	log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// loggable is what an id from outside may be, so that it can't forge a log line or a header.
+// loggable matches a client's id that is safe: it can't forge a log line or a header.
 var loggable = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); loggable.MatchString(id) {
 		return id
 	}
-	return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 digits
+	return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 hex digits
 }
 
-// The second half: reading input, which is where client errors come from. What a handler reads
-// with ReadJSON or PathInt is right, or there is an error that names what is wrong with it.
+// The second half: reading input, where client errors come from. What ReadJSON and PathInt return
+// is valid, or there is an error that says what is wrong.
 
-// FieldError is one part of a request that does not fit, in FastAPI's words.
+// FieldError describes one invalid part of a request, in FastAPI's format.
 type FieldError struct {
-	Loc []string `json:"loc"` // the place: ["path", "item_id"], ["body", "input", "n"]
+	Loc []string `json:"loc"` // where: ["path", "item_id"], ["body", "input", "n"]
 	Msg string   `json:"msg"`
 }
 
-// Invalid returns the 422 for the fields at fault.
+// Invalid returns a 422 that lists the fields at fault.
 func Invalid(fields ...FieldError) *HTTPError {
 	details := make([]string, len(fields))
 	for i, f := range fields {
@@ -331,30 +331,30 @@ func Invalid(fields ...FieldError) *HTTPError {
 	return e
 }
 
-// PathInt returns the path value as an integer: decimal, with a sign or without. If it is not
-// one, or does not fit an int64, the error is a 422 that names the place.
+// PathInt returns a path value as a decimal integer, with or without a sign. If it is not an
+// integer or doesn't fit in an int64, the error is a 422 that names it.
 func PathInt(r *http.Request, name string) (int64, error) {
 	i, err := strconv.ParseInt(r.PathValue(name), 10, 64)
 	if err != nil {
-		return 0, Invalid(FieldError{[]string{"path", name}, "must be an integer of at most 64 bits"})
+		return 0, Invalid(FieldError{[]string{"path", name}, "must be a 64-bit integer"})
 	}
 	return i, nil
 }
 
-// maxBody is how many bytes of a request body ReadJSON accepts.
+// maxBody limits the request body that ReadJSON accepts, in bytes.
 const maxBody = 1 << 20
 
-// ReadJSON decodes the request's body, one JSON value, into v. Its errors are answered with 415 for
-// another content type, 413 for a body over 1 MiB (before it is read, if its announced length
-// says so), 408 for one that came too slowly, 400 for one that is not JSON, 422 for JSON of
-// another shape; see DecodeJSON.
+// ReadJSON decodes the request body, one JSON value, into v. Its errors are answered with 415 if
+// the Content-Type is not application/json, 413 if the body is over 1 MiB (unread, if
+// Content-Length says so), 408 if it arrives too slowly, 400 if it is not JSON, and 422 if it does
+// not match v; see DecodeJSON.
 func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" {
 		return Errorf(http.StatusUnsupportedMediaType, "the Content-Type must be application/json")
 	}
 	if r.ContentLength > maxBody {
-		return &http.MaxBytesError{Limit: maxBody} // a client that sent Expect: 100-continue keeps its body
+		return &http.MaxBytesError{Limit: maxBody} // a client that sent Expect: 100-continue need not send its body
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -364,27 +364,27 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		return Errorf(http.StatusRequestTimeout, "the body did not arrive in time").Because(err)
 	}
 	if err != nil {
-		return Errorf(http.StatusBadRequest, "the body could not be read to its end").Because(err)
+		return Errorf(http.StatusBadRequest, "the body could not be read in full").Because(err)
 	}
 	return DecodeJSON(body, v, "body")
 }
 
-// DecodeJSON decodes data, one JSON value in UTF-8, into v, a pointer; loc is the place that its
-// errors name. They are HTTPErrors: 400 if data is not that; 422 for a value of the wrong type or
-// a field that v does not have (which encoding/json names without the objects around it), one at
-// a time; and 422 for all that v itself finds at fault, if it has a Validate() []FieldError.
+// DecodeJSON decodes data, one JSON value in UTF-8, into the pointer v. Its errors are HTTPErrors
+// that name loc: a 400 if data is not UTF-8 JSON; a 422 for the first value of the wrong type or
+// unknown field (which encoding/json names without its enclosing objects); and a 422 for every
+// fault that v's method Validate() []FieldError finds, if it has one.
 func DecodeJSON(data []byte, v any, loc ...string) error {
 	if err := json.Unmarshal(data, new(json.RawMessage)); err != nil {
-		e := Errorf(http.StatusBadRequest, "%s is not JSON", strings.Join(loc, "."))
+		e := Errorf(http.StatusBadRequest, "%s is not valid JSON", strings.Join(loc, "."))
 		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 			e.Detail += fmt.Sprintf(": see byte %d", syntax.Offset)
 		}
 		return e.Because(err)
 	}
-	if !utf8.Valid(data) { // encoding/json would put U+FFFD where the bytes are wrong
-		return Errorf(http.StatusBadRequest, "%s is not UTF-8", strings.Join(loc, "."))
+	if !utf8.Valid(data) { // encoding/json would replace invalid bytes with U+FFFD
+		return Errorf(http.StatusBadRequest, "%s is not valid UTF-8", strings.Join(loc, "."))
 	}
-	if string(bytes.TrimSpace(data)) == "null" { // encoding/json would leave v as it is
+	if string(bytes.TrimSpace(data)) == "null" { // encoding/json would leave v unchanged
 		return Invalid(FieldError{loc, "must not be null"})
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
@@ -404,7 +404,7 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 	return nil
 }
 
-// misfit says in JSON's words, since no client knows Go's, what encoding/json found at loc.
+// misfit restates encoding/json's error at loc in JSON's terms, since clients don't know Go's.
 func misfit(err error, loc []string) *HTTPError {
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		if wrong.Field != "" {
@@ -412,11 +412,11 @@ func misfit(err error, loc []string) *HTTPError {
 		}
 		return Invalid(FieldError{loc, "must be " + jsonType(wrong.Type.Kind())})
 	}
-	// There is no type for an unknown field, only its text: json: unknown field "x".
+	// An unknown field has no error type, only this text: json: unknown field "x".
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name, _ := strconv.Unquote(quoted)
-		name = fmt.Sprintf("%.64s", name) // a client can make it as long as the body
-		return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a field here"})
+		name = fmt.Sprintf("%.64s", name) // it can be as long as the body
+		return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a known field"})
 	}
 	return Invalid(FieldError{loc, "does not have the right shape"}).Because(err)
 }
@@ -427,8 +427,8 @@ func jsonType(k reflect.Kind) string {
 		return "a string"
 	case k == reflect.Bool:
 		return "true or false"
-	case k >= reflect.Int && k <= reflect.Uint64: // the ten kinds of integers stand in a row
-		return "an integer, and not too large"
+	case k >= reflect.Int && k <= reflect.Uint64: // the ten integer kinds are consecutive
+		return "an integer within range"
 	case k == reflect.Float32 || k == reflect.Float64:
 		return "a number"
 	case k == reflect.Slice || k == reflect.Array:

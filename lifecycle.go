@@ -1,14 +1,14 @@
-// Lesson 4: what runs before the first request, and what after the last?
+// Lesson 4: what runs before the first request and after the last?
 //
 // The lecture says: load the model when the app starts, save the log when it stops:
 //
 //	@app.on_event("startup")
 //	@app.on_event("shutdown")
 //
-// (FastAPI now prefers one function for the two, called lifespan: on_event is deprecated.)
+// (on_event is deprecated; FastAPI now prefers one function for both, lifespan.)
 //
-// Go says: main is a function, so "at startup" is what stands before Serve and "at shutdown" what
-// stands after it. What needs care is the order, and that a stop loses nobody's request:
+// Go says: main is a function, so startup code goes before Serve, and shutdown code after it. The
+// hard part is to do it in order and to lose no request:
 //
 //	l := &Lifecycle{Grace: 20 * time.Second, Linger: 2 * time.Second}
 //	l.Add(Hook{Name: "model", Start: loadModel})
@@ -16,14 +16,14 @@
 //
 //	ln, err := net.Listen("tcp", "localhost:8000")
 //	if err != nil {
-//		log.Fatal(err) // a taken port is an error here, before any hook has run
+//		log.Fatal(err) // a port in use is an error here, before any hook has run
 //	}
 //	err = l.Run(context.Background(), ln, &http.Server{Handler: mux})
 //
-// Run returns after Ctrl-C or SIGTERM, when everything has stopped in order.
+// Run returns after Ctrl-C or SIGTERM, once everything has stopped in order.
 //
-// This file imports the standard library alone. To use it elsewhere, copy it and write your own
-// package clause; it needs Go 1.23, and Go 1.26 to log the signal's name.
+// This file imports only the standard library. To use it elsewhere, copy it and change the package
+// clause. It needs Go 1.23, and Go 1.26 to log the signal's name.
 
 package main
 
@@ -43,58 +43,61 @@ import (
 	"time"
 )
 
-// Hook is something with a beginning and an end. Any of its functions may be nil.
+// A Hook is something to start and stop with the server. Any of its functions may be nil.
 type Hook struct {
 	Name string
 
-	// Start runs before the first request: on_event("startup"). Its context ends with a signal,
-	// and is for starting only: what goes on running must not depend on it.
+	// Start runs before the first request, like on_event("startup"). A signal cancels its context,
+	// which is for starting only: don't use it in what keeps running.
 	Start func(context.Context) error
 
-	// Drain runs after the signal, while requests are still served: finish what clients wait for.
+	// Drain runs after the signal, while requests are still served: finish what clients are waiting
+	// for.
 	Drain func(context.Context) error
 
-	// Stop runs after the last request, if Start succeeded: on_event("shutdown").
+	// Stop runs after the last request, if Start succeeded, like on_event("shutdown").
 	Stop func(context.Context) error
 }
 
-// Lifecycle runs a server between its hooks. The zero value works, but gives a stop no time.
+// Lifecycle runs a server between its hooks. The zero value works, but gives requests no time to
+// finish.
 type Lifecycle struct {
 	Log    *slog.Logger  // nil: slog.Default()
 	Grace  time.Duration // from the signal until connections are closed by force
-	Linger time.Duration // how long a busy server goes on serving after the Drain hooks
+	Linger time.Duration // how long a busy server keeps serving after the Drain hooks
 
 	hooks       []Hook
 	ready       atomic.Bool
 	requests    atomic.Int64 // in flight
-	lastRequest atomic.Int64 // when it was answered, in Unix nanoseconds
+	lastRequest atomic.Int64 // when the last one was answered, in Unix nanoseconds
 }
 
-// stopTime is what all Stop hooks together are given.
+// stopTime is how much time all Stop hooks get together.
 const stopTime = 5 * time.Second
 
-// Add appends a hook: it starts after those before it, and drains and stops before them.
+// Add adds a hook. Hooks start in the order they were added, and drain and stop in reverse.
 func (l *Lifecycle) Add(h Hook) { l.hooks = append(l.hooks, h) }
 
-// Ready reports whether the server wants new clients: everything has started, and no signal came.
+// Ready reports whether the server is ready for new clients: everything has started, and no signal
+// has arrived.
 func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 
-// Run starts the hooks, serves srv on ln until SIGINT or SIGTERM comes or ctx ends, and stops in
-// order. It wraps srv.Handler, to know when requests are answered, and makes the process, and
-// the programs that it starts, ignore SIGPIPE. The error joins all that went wrong: nil is exit
-// code 0.
+// Run starts the hooks, serves on ln until SIGINT or SIGTERM arrives or ctx is done, and shuts down
+// in order. It wraps srv.Handler to learn when requests are answered, and makes the process, and
+// the programs it starts, ignore SIGPIPE. The error joins everything that went wrong; if it is nil,
+// exit with code 0.
 //
-// A signal during startup ends the context of the Start hook that runs. Run waits for that hook,
-// starts no other, and stops those that had started; that is no error. A second signal ends the
-// process at once, whatever it is doing, unless it was ignored when the process started.
+// A signal during startup cancels the running Start hook's context. Run waits for that hook, starts
+// no other, and stops those that have started; this is not an error. A second signal kills the
+// process at once, whatever it is doing, unless the signal was ignored when the process started.
 func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) error {
-	defer ln.Close() // for a startup that fails; after Serve it is closed already
+	defer ln.Close() // in case startup fails; otherwise Serve closes it
 	l.Log = cmp.Or(l.Log, slog.Default())
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // after stop a signal has its default effect: it ends the process
-	// Ctrl-C ends the tee of "2>&1 | tee log.txt" too, and a log line that nobody reads must not end
-	// this process.
+	context.AfterFunc(ctx, stop) // after stop, a signal has its default effect: it kills the process
+	// Ctrl-C also kills the tee in "2>&1 | tee log.txt", and a log line that nobody reads must not
+	// kill this process.
 	signal.Ignore(syscall.SIGPIPE)
 
 	started, err := l.start(ctx)
@@ -102,7 +105,7 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 		err = l.serve(ctx, stop, ln, srv)
 	}
 
-	// ctx has ended, and to stop needs time: WithoutCancel.
+	// ctx is done, but stopping takes time, hence WithoutCancel.
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	for _, h := range slices.Backward(started) {
@@ -114,14 +117,14 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 	return err
 }
 
-// start runs the Start hooks in order, and returns those that succeeded: they are to be stopped.
+// start runs the Start hooks in order, and returns the hooks that have started and must be stopped.
 func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 	for _, h := range l.hooks {
 		if err = call(ctx, "start", h.Name, h.Start); err == nil {
 			started = append(started, h)
 		}
 		if ctx.Err() != nil {
-			l.Log.Info("startup was interrupted", "cause", context.Cause(ctx), "hook", h.Name, "error", err)
+			l.Log.Info("startup interrupted", "cause", context.Cause(ctx), "hook", h.Name, "error", err)
 			return started, nil
 		}
 		if err != nil {
@@ -131,7 +134,7 @@ func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 	return started, nil
 }
 
-// serve serves until ctx ends, and then until clients have what they came for, or Grace is over.
+// serve serves until ctx is done, and then until clients have their results or Grace is over.
 func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
 	l.ready.Store(true)
@@ -142,10 +145,10 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	select {
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
-	case cause = <-served: // the listener broke
-		served <- cause // for the end of this function
+	case cause = <-served: // the listener failed
+		served <- cause // read again at the end of this function
 	}
-	stop() // here too, so that what the log says next is true already
+	stop() // here too, so that the next log line is already true
 	l.ready.Store(false)
 	l.Log.Info("draining; a second signal ends the program at once", "cause", cause, "grace", l.Grace)
 
@@ -155,7 +158,7 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	l.linger(grace)
 	l.Log.Info("shutting down")
 	if late := srv.Shutdown(grace); late != nil {
-		err = errors.Join(err, fmt.Errorf("connections were cut off: %w", late), srv.Close())
+		err = errors.Join(err, fmt.Errorf("connections were closed by force: %w", late), srv.Close())
 	}
 	if end := <-served; end != http.ErrServerClosed {
 		err = errors.Join(err, end)
@@ -163,9 +166,9 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	return err
 }
 
-// watch notes when requests are answered. While the server drains, its replies ask the clients to
-// close their connections. http.Server.SetKeepAlivesEnabled(false) does that too, but it also
-// closes the idle ones, some of them under a request that is already on its way.
+// watch counts requests and notes when they are answered. During a drain, its responses ask clients
+// to close their connections. http.Server.SetKeepAlivesEnabled(false) does that too, but it also
+// closes idle connections, even if a request is already on its way.
 func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux // as http.Server does
@@ -183,8 +186,8 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	})
 }
 
-// drain runs the Drain hooks in reverse, in the first half of Grace: the other half belongs to
-// the clients that fetch what was finished.
+// drain runs the Drain hooks in reverse, within the first half of Grace; the other half is for
+// clients to fetch the results.
 func (l *Lifecycle) drain(grace context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(grace, l.Grace/2)
 	defer cancel()
@@ -194,19 +197,19 @@ func (l *Lifecycle) drain(grace context.Context) (err error) {
 	return err
 }
 
-// linger lets a busy server serve on, so that clients with kept-alive connections leave by
-// themselves: Shutdown closes the idle ones, and a request may be on its way on any of them.
-// A server that no one is talking to stops at once.
+// linger keeps a busy server serving, so that clients on keep-alive connections leave by
+// themselves: Shutdown closes idle connections, and any of them may have a request on its way. A
+// server that nobody is using stops at once.
 func (l *Lifecycle) linger(grace context.Context) {
 	if l.requests.Load() > 0 || time.Since(time.Unix(0, l.lastRequest.Load())) < l.Linger {
 		end, _ := grace.Deadline()
-		linger := min(l.Linger, time.Until(end)/2) // half of what is left is Shutdown's
+		linger := min(l.Linger, time.Until(end)/2) // leave half of the rest for Shutdown
 		l.Log.Info("lingering", "for", linger.Round(time.Millisecond))
 		time.Sleep(linger)
 	}
 }
 
-// call runs one function of a hook, if the hook has it.
+// call runs one of a hook's functions, unless it is nil.
 func call(ctx context.Context, verb, name string, f func(context.Context) error) error {
 	if f == nil {
 		return nil

@@ -1,18 +1,18 @@
-// Plainapi is the advanced lecture of a FastAPI course, in plain net/http: routers, error handling,
-// background tasks, and startup and shutdown events, with the standard library alone.
+// Plainapi rebuilds the advanced lecture of a FastAPI course in plain net/http: routers, error
+// handling, background tasks, startup and shutdown. It uses only the standard library.
 //
 //	go run .        # then open http://localhost:8000/docs
 //	go test ./...
 //
 //	GET    /users/  /users/{username}  /orders/  /orders/me
-//	GET    /v1/{item_id}  /v2/{item_id}     a bare 500; a 404 that says why
-//	POST   /tasks                           answered at once; Prefer: wait=5
+//	GET    /v1/{item_id}  /v2/{item_id}     unknown item: a bare 500; a 404 that says why
+//	POST   /tasks                           answers at once, or waits with Prefer: wait=5
 //	GET    /tasks  /tasks/{id}
 //	DELETE /tasks/{id}
 //	GET    /healthz  /readyz  /docs
 //
-// main.go is the app. Each of router.go, errors.go, tasks.go and lifecycle.go is one lesson, needs
-// no other file, and can be copied alone. Read them in that order.
+// main.go is the app. router.go, errors.go, tasks.go and lifecycle.go are one lesson each; read
+// them in that order. Each needs no other file and can be copied alone.
 package main
 
 import (
@@ -43,8 +43,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stderr))
 }
 
-// run is main with all that it depends on as arguments. It returns the exit code: 0, 1 for what
-// went wrong, 2 for flags that make no sense.
+// run is main with its dependencies as arguments. It returns the exit code: 0, 1 for a failure, 2
+// for invalid flags.
 func run(ctx context.Context, args []string, stderr io.Writer) int {
 	c, err := parseFlags(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -59,13 +59,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	}
 	a := newApp(c, slog.New(handler))
 	defer a.stop()
-	ln, err := net.Listen("tcp", c.addr) // before any hook: a taken port is the commonest mistake
+	ln, err := net.Listen("tcp", c.addr) // before any hook: a port in use is the most common failure
 	if err != nil {
-		a.log.Error("can't listen: name another address with -addr", "cause", err)
+		a.log.Error("can't listen: choose another address with -addr", "cause", err)
 		return 1
 	}
 	host, _, _ := net.SplitHostPort(c.addr)
-	_, port, _ := net.SplitHostPort(ln.Addr().String()) // another one than in -addr, if that was 0
+	_, port, _ := net.SplitHostPort(ln.Addr().String()) // differs from -addr's if that is 0
 	a.home = "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port)
 	if err := a.lifecycle.Run(ctx, ln, a.server()); err != nil {
 		a.log.Error("plainapi failed", "cause", err)
@@ -74,7 +74,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	return 0
 }
 
-// config is what the flags say.
+// config holds the flags.
 type config struct {
 	addr, journal, items, log string
 	workers, queue, keep      int
@@ -84,23 +84,23 @@ type config struct {
 func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs := flag.NewFlagSet("plainapi", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&c.addr, "addr", "localhost:8000", "where to listen, `host:port`")
+	fs.StringVar(&c.addr, "addr", "localhost:8000", "`host:port` to listen on")
 	fs.IntVar(&c.workers, "workers", max(1, runtime.GOMAXPROCS(0)-1), "how many tasks run at once")
 	fs.IntVar(&c.queue, "queue", 1000, "how many tasks may wait for a worker")
 	fs.IntVar(&c.keep, "keep", 1000, "how many finished tasks can still be fetched")
-	fs.StringVar(&c.journal, "journal", "", "the `file` that tasks survive a crash in; none: in memory only")
-	fs.StringVar(&c.items, "items", "", "a JSON `file` with the items, {\"1\": \"name\"}; none: the lecture's")
-	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a stop may take")
-	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server serves on after the drain")
-	fs.StringVar(&c.log, "log", "text", "the log's `format`, text or json")
+	fs.StringVar(&c.journal, "journal", "", "`file` that keeps tasks across restarts and crashes; empty: memory only")
+	fs.StringVar(&c.items, "items", "", "JSON `file` with the items, {\"1\": \"name\"}; empty: the lecture's items")
+	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a graceful shutdown may take")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server keeps serving after the drain")
+	fs.StringVar(&c.log, "log", "text", "log `format`: text or json")
 	if err := fs.Parse(args); err != nil {
-		return c, err // Parse has printed it, and the usage
+		return c, err // Parse has already printed it and the usage
 	}
 	switch {
 	case fs.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case c.addr == "":
-		err = errors.New("-addr must not be empty") // "" would be any free port, open to every network
+		err = errors.New("-addr must not be empty") // "" would mean any free port on every interface
 	case c.workers < 1 || c.workers > 1000:
 		err = errors.New("-workers must be between 1 and 1000")
 	case c.queue < 1 || c.keep < 1:
@@ -117,23 +117,23 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	return c, err
 }
 
-// app is what the handlers share.
+// app holds what the handlers share.
 type app struct {
 	log        *slog.Logger
-	home       string // the URL that the server answers at
+	home       string // the server's base URL
 	lifecycle  *Lifecycle
 	tasks      *Tasks
 	processors processors
 	items      map[int64]string // written once, at startup
-	served     atomic.Int64     // requests
+	served     atomic.Int64     // number of requests
 
-	stopping context.Context // ends with stop, and with it every waiting poll
+	stopping context.Context // canceled by stop; ends every waiting poll
 	stop     context.CancelFunc
 }
 
-// newApp wires the lessons together. Its hooks start before the first request, in this order, and
-// stop after the last one, in reverse. A hook that a task needs stands before "tasks", which may
-// have tasks to run as soon as it has read the journal.
+// newApp wires the lessons together. Its hooks start in this order before the first request, and
+// stop in reverse after the last. Add a hook that tasks need before "tasks", which may run tasks as
+// soon as it has read the journal.
 func newApp(c config, log *slog.Logger) *app {
 	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}
 	a.stopping, a.stop = context.WithCancel(context.Background())
@@ -148,23 +148,23 @@ func newApp(c config, log *slog.Logger) *app {
 		Name:  "tasks",
 		Start: func(context.Context) error { return a.tasks.Start(c.journal) },
 		Drain: a.tasks.Stop,
-		Stop:  a.tasks.Stop, // again, for the tasks that Drain had to cut off
+		Stop:  a.tasks.Stop, // again, to wait for the tasks that Drain cut off
 	})
 	a.lifecycle.Add(Hook{
-		Name:  "log", // the last to start, and on_event("shutdown"): where the lecture saves its log
+		Name:  "log", // starts last; its Stop is on_event("shutdown"), where the lecture saves its log
 		Start: func(context.Context) error { log.Info("listening", "url", a.home+"/docs"); return nil },
 		Stop:  a.report,
 	})
 	return a
 }
 
-// writeTimeout is how long a reply may take, from the end of the request's header. A waiting poll
+// writeTimeout limits a response, counted from the end of the request's header. A waiting poll
 // extends it.
 const writeTimeout = 30 * time.Second
 
-// server is an http.Server that no client can hold up for long: the zero value has no timeouts.
-// ReadTimeout is shorter than WriteTimeout, so that a body that came too slowly can still be
-// answered, and shorter than the default of -grace, so that a stop does not cut that answer off.
+// server returns an http.Server with timeouts (the zero value has none), so that no client can hold
+// it up for long. ReadTimeout is shorter than WriteTimeout, so that a slow body still gets an
+// answer, and shorter than -grace's default, so that a shutdown doesn't cut that answer off.
 func (a *app) server() *http.Server {
 	srv := &http.Server{
 		Handler:           a.handler(),
@@ -179,11 +179,11 @@ func (a *app) server() *http.Server {
 	return srv
 }
 
-// handler is the whole of what answers a request, from the outside in.
+// handler returns the app's complete handler: all layers around the routes.
 func (a *app) handler() http.Handler {
 	sameOrigin := http.NewCrossOriginProtection()
 	sameOrigin.SetDenyHandler(Endpoint(func(http.ResponseWriter, *http.Request) error {
-		return Errorf(http.StatusForbidden, "a page of another origin may not change anything here")
+		return Errorf(http.StatusForbidden, "a cross-origin request may not change anything here")
 	}))
 	next := sameOrigin.Handler(a.routes().Handler())
 	return Observe(a.log, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -192,7 +192,7 @@ func (a *app) handler() http.Handler {
 	}))
 }
 
-// routes are all there are. Their handlers follow in this order.
+// routes registers every route. The handlers follow in the same order.
 func (a *app) routes() *Router {
 	root := NewRouter("")
 	root.NoMatch = Endpoint(a.noMatch)
@@ -230,15 +230,15 @@ func (a *app) routes() *Router {
 	return root
 }
 
-// noMatch is the router's 404 and 405 in the format of every other error.
+// noMatch answers 404 and 405 in the same format as every other error.
 func (a *app) noMatch(w http.ResponseWriter, r *http.Request) error {
 	if allow := w.Header().Get("Allow"); allow != "" {
 		return Errorf(http.StatusMethodNotAllowed, "this path allows %s", allow)
 	}
-	return Errorf(http.StatusNotFound, "there is nothing at this path")
+	return Errorf(http.StatusNotFound, "no route matches this path")
 }
 
-// noStore keeps a cache from answering with what was true a moment ago.
+// noStore tells caches not to store responses, which are soon out of date.
 func noStore(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -270,7 +270,7 @@ func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
 	return WriteJSON(w, http.StatusOK, map[string]string{"my_order": "taco"})
 }
 
-// loadItems is the startup event. The items are the lecture's, unless there is a file.
+// loadItems runs at startup. It loads the lecture's items, or those in the file if there is one.
 func (a *app) loadItems(path string) error {
 	a.items = map[int64]string{1: "Boostcamp", 2: "AI", 3: "Tech"}
 	if path == "" {
@@ -285,12 +285,12 @@ func (a *app) loadItems(path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if a.items == nil {
-		return fmt.Errorf("%s: want an object, not null", path)
+		return fmt.Errorf("%s: must be an object, not null", path)
 	}
 	return nil
 }
 
-// report is the shutdown event.
+// report logs the totals at shutdown.
 func (a *app) report(context.Context) error {
 	n := a.tasks.Counts()
 	a.log.Info("served", "requests", a.served.Load(), "queued", n[Queued], "running", n[Running],
@@ -306,7 +306,7 @@ func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
 	}
 	item, ok := a.items[id]
 	if !ok {
-		return fmt.Errorf("no item %d", id) // Python's KeyError: no one caught it
+		return fmt.Errorf("no item %d", id) // like Python's KeyError that nobody catches
 	}
 	return WriteJSON(w, http.StatusOK, item)
 }
@@ -350,7 +350,7 @@ func (a *app) createTask(w http.ResponseWriter, r *http.Request) error {
 func (a *app) listTasks(w http.ResponseWriter, r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return Errorf(http.StatusBadRequest, "the query is malformed").Because(err)
+		return Errorf(http.StatusBadRequest, "malformed query").Because(err)
 	}
 	status := Status(query.Get("status"))
 	if status != "" && !slices.Contains(Statuses, status) {
@@ -385,8 +385,8 @@ func writeTask(w http.ResponseWriter, status int, task Task) error {
 	return WriteJSON(w, status, task)
 }
 
-// await waits for the task to finish as long as the client prefers to, and returns it as it is
-// then. It ends early when the server shuts down, or the client leaves.
+// await waits for the task to finish, for as long as the client's Prefer allows, and returns its
+// latest state. It returns early if the server shuts down or the client leaves.
 func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, error) {
 	seconds, ok := preferWait(r.Header)
 	if !ok {
@@ -401,41 +401,41 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
-	unregister := context.AfterFunc(a.stopping, cancel) // the wait ends with the server
+	unregister := context.AfterFunc(a.stopping, cancel) // stop waiting when the server shuts down
 	defer unregister()
 	if waited, err := a.tasks.Wait(ctx, task.ID); err == nil {
-		task = waited // else it has finished and is forgotten since
+		task = waited // otherwise it has finished and been dropped
 	}
 	return task, r.Context().Err()
 }
 
-// preferences finds "wait=5" among the preferences of a Prefer field (RFC 7240), wherever its number
-// is followed by a comma, a parameter or the end. The first half of the expression takes
-// quoted strings, so that the second half can't look into one.
+// preferences finds "wait=5" in a Prefer field (RFC 7240) if its number is followed by a comma, a
+// parameter or the end. The first alternative consumes quoted strings, so that the second can't
+// match inside one.
 var preferences = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|,)[ \t]*(?i:wait)[ \t]*=[ \t]*([0-9]+)[ \t]*(?:[,;]|$)`)
 
-// preferWait returns the seconds of "Prefer: wait=5", 30 at most. What is malformed is ignored, as
-// the RFC wants; of several the first counts.
+// preferWait returns the seconds of "Prefer: wait=5", at most 30. Malformed preferences are
+// ignored, as the RFC wants; the first valid one counts.
 func preferWait(h http.Header) (seconds int, ok bool) {
-	all := strings.Join(h.Values("Prefer"), ",") // several lines are one list (RFC 9110, 5.3)
+	all := strings.Join(h.Values("Prefer"), ",") // several field lines form one list (RFC 9110, 5.3)
 	for _, match := range preferences.FindAllStringSubmatch(all, -1) {
-		if match[1] != "" { // else it is a quoted string
-			n, _ := strconv.Atoi(match[1]) // of a number that is too long it is the largest int
+		if match[1] != "" { // otherwise it matched a quoted string
+			n, _ := strconv.Atoi(match[1]) // the largest int if the number overflows
 			return min(n, 30), true
 		}
 	}
 	return 0, false
 }
 
-// taskError maps the errors of tasks.go to HTTP statuses. What is an HTTPError already, of a Check
-// or a Run, stays as it is.
+// taskError maps tasks.go's errors to HTTP status codes. An HTTPError from a Check or a Run is
+// returned unchanged.
 func (a *app) taskError(err error) error {
 	if _, ok := errors.AsType[*HTTPError](err); ok {
 		return err
 	}
 	if errors.Is(err, ErrUnknownKind) {
 		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
-		return Invalid(FieldError{[]string{"body", "kind"}, "must be a kind of task: " + names})
+		return Invalid(FieldError{[]string{"body", "kind"}, "must be one of " + names})
 	}
 	for _, known := range []struct {
 		err    error
@@ -456,7 +456,7 @@ func (a *app) taskError(err error) error {
 			if known.status == http.StatusServiceUnavailable {
 				e.Header.Set("Retry-After", "1")
 			}
-			if err != known.err { // the log can be told more
+			if err != known.err { // keep the details for the log
 				e = e.Because(err)
 			}
 			return e
@@ -465,9 +465,9 @@ func (a *app) taskError(err error) error {
 	return err
 }
 
-// taskProblem is what a client may know of a task's error: what it would of a request's.
+// taskProblem returns what a client may know about a task's error: the same as for a request's.
 func (a *app) taskProblem(err error) json.RawMessage {
-	problem, _ := encode(NewProblem(a.taskError(err))) // strings and a number: it can't fail
+	problem, _ := encode(NewProblem(a.taskError(err))) // can't fail: only strings and a number
 	return problem
 }
 
@@ -477,15 +477,15 @@ func (a *app) healthz(w http.ResponseWriter, r *http.Request) error {
 
 func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 	if !a.lifecycle.Ready() || !a.tasks.Ready() {
-		e := Errorf(http.StatusServiceUnavailable, "not ready: stopping, or without a journal")
+		e := Errorf(http.StatusServiceUnavailable, "not ready: stopping, or the journal can't be written")
 		e.Header.Set("Retry-After", "1")
 		return e
 	}
 	return a.healthz(w, r)
 }
 
-// kinds are the kinds of tasks. It is a method so that a kind can use what a hook has loaded: the
-// items, or a model.
+// kinds returns the kinds of task. It is a method so that a kind can use what a hook has loaded,
+// such as the items or a model.
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
@@ -493,8 +493,8 @@ func (a *app) kinds() map[string]Kind {
 	}
 }
 
-// kindOf makes a Kind of a function that takes its input as a type. What a client leaves out is as
-// in defaults, which is copied for each task: keep maps, slices and pointers out of it.
+// kindOf makes a Kind from a function with a typed input. Fields that a client leaves out have
+// their value in defaults, which is copied for each task: put no maps, slices or pointers in it.
 func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress func(float64)) (any, error)) Kind {
 	decode := func(input json.RawMessage) (T, error) {
 		if len(input) == 0 {
@@ -515,24 +515,24 @@ func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress f
 		Run: func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
 			v, err := decode(input)
 			if err != nil {
-				return nil, err // a journal has it from a version that took it
+				return nil, err // from a journal; an older version accepted it
 			}
 			return run(ctx, v, progress)
 		},
 	}
 }
 
-// processors raises GOMAXPROCS, while tasks compute on all of Go's processors, to one more than
-// there are such tasks. Without one for the requests, the scheduler looks at the network every
-// 10 ms; with it, the operating system shares the CPUs out. For good it would slow an idle server
-// down. A task that waits needs none of this: it leaves its processor to others anyway.
+// processors raises GOMAXPROCS to one more than the number of computing tasks while they occupy all
+// of Go's processors. Without a free one for requests, the scheduler polls the network only every
+// 10 ms; with one, the operating system shares out the CPUs. Raised permanently, it would slow down
+// an idle server. Waiting tasks don't count: they occupy no processor.
 type processors struct {
-	mu   sync.Mutex // guards the rest
-	busy int        // how many tasks compute
-	own  int        // GOMAXPROCS before it was raised; 0 if it is not
+	mu   sync.Mutex // guards the fields below
+	busy int        // how many tasks are computing
+	own  int        // GOMAXPROCS before it was raised; 0 if not raised
 }
 
-// add is called with 1 when a task begins to compute, and with -1 when it ends.
+// Call add(1) when a task starts to compute, and add(-1) when it is done.
 func (p *processors) add(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -542,9 +542,9 @@ func (p *processors) add(n int) {
 		runtime.GOMAXPROCS(p.busy + 1)
 	} else if p.own > 0 {
 		p.own = 0
-		runtime.SetDefaultGOMAXPROCS() // Go itself keeps the number up to date again,
+		runtime.SetDefaultGOMAXPROCS() // let Go manage the number again
 		if runtime.GOMAXPROCS(0) != own {
-			runtime.GOMAXPROCS(own) // unless it was set by hand, or in the environment
+			runtime.GOMAXPROCS(own) // it had been set by hand or in the environment
 		}
 	}
 }
@@ -605,7 +605,7 @@ next:
 		}
 		for _, p := range divisors {
 			if p > i/p {
-				break // i has no divisor: it would have a smaller one too
+				break // i is prime: a larger divisor would come with a smaller one
 			}
 			if i%p == 0 {
 				continue next

@@ -1,7 +1,7 @@
 package main
 
-// The tests, in the order of the files. A lesson travels with its tests: copy its file, this head
-// and the part behind "// ---- router.go", and let goimports put the imports right.
+// The tests, in the order of the files. To copy a lesson with its tests, take its file, everything
+// above "// ---- router.go", and the lesson's own part; then let goimports fix the imports.
 
 import (
 	"bufio"
@@ -42,22 +42,23 @@ import (
 	"unicode/utf8"
 )
 
-// program is what the test binary runs instead of the tests when PLAINAPI_RUN is set. The part of
-// main.go sets it, for the tests that need a process to stop and to kill.
+// program is what the test binary runs instead of the tests if PLAINAPI_RUN is set. main.go's part
+// sets it, for tests that need a process to stop or kill.
 var program func()
 
 func TestMain(m *testing.M) {
 	if os.Getenv("PLAINAPI_RUN") != "" {
 		program()
 	}
-	// os/signal starts a goroutine for good when it is first used: not within a synctest bubble.
+	// The first use of os/signal starts a permanent goroutine, which no synctest bubble may
+	// contain.
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, os.Interrupt)
 	signal.Stop(c)
 	os.Exit(m.Run())
 }
 
-// A logBuffer is a log that can be read while it is written.
+// A logBuffer is a log that can be read while it is being written.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -82,7 +83,7 @@ func newLog() (*slog.Logger, *logBuffer) {
 
 var discard = slog.New(slog.DiscardHandler)
 
-// do sends one request to h. The header is alternating names and values.
+// do sends one request to h. header alternates names and values.
 func do(h http.Handler, method, target, body string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	for i := 0; i+1 < len(header); i += 2 {
@@ -93,7 +94,7 @@ func do(h http.Handler, method, target, body string, header ...string) *httptest
 	return w
 }
 
-// brief cuts what a failing test prints to what can be read.
+// brief shortens what a failing test prints to a readable length.
 func brief(s string) string {
 	if len(s) > 600 {
 		return s[:600] + "…"
@@ -115,8 +116,8 @@ func wantEqual(t testing.TB, what string, got, want any) {
 	}
 }
 
-// bubble runs f in a synctest bubble, where time passes when everything waits. If everything waits
-// for something else than time, that fails the test and not, as a panic would, all of them.
+// bubble runs f in a synctest bubble, where time advances when every goroutine is blocked. A
+// deadlock fails this test only; its panic would end all of them.
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	defer func() {
@@ -140,7 +141,7 @@ func mustPanic(t *testing.T, f func()) (message string) {
 func benchmarkHandler(b *testing.B, h http.Handler, target string) {
 	b.ReportAllocs()
 	r := httptest.NewRequest("GET", target, nil)
-	w := &httptest.ResponseRecorder{} // without a Body, which drops what is written
+	w := &httptest.ResponseRecorder{} // with no Body, so that writes are discarded
 	for b.Loop() {
 		h.ServeHTTP(w, r)
 	}
@@ -169,14 +170,15 @@ func ExampleRouter() {
 
 var wildcard = regexp.MustCompile(`\{\w+\}`)
 
-// reveal answers with the pattern that fitted, and what its wildcards took: "GET /users/{username}=Rick".
+// reveal answers with the pattern that matched and the values of its wildcards: "GET
+// /users/{username}=Rick".
 var reveal = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, wildcard.ReplaceAllStringFunc(r.Pattern, func(name string) string {
 		return name + "=" + r.PathValue(strings.Trim(name, "{}"))
 	}))
 })
 
-// routerOf makes a Router of routes, each a string such as "GET /{id}", and of other routers.
+// routerOf makes a Router from routes, each a string such as "GET /{id}", and other routers.
 func routerOf(prefix string, parts ...any) *Router {
 	rt := NewRouter(prefix)
 	for _, part := range parts {
@@ -190,8 +192,8 @@ func routerOf(prefix string, parts ...any) *Router {
 	return rt
 }
 
-// transcript sends requests to h and checks the answers. A line is "GET /path: " and the status,
-// and behind it where a redirect leads to, or else what a 405 allows, or else the body.
+// transcript sends requests to h and checks the responses. A line is "GET /path: " and the status,
+// followed by the redirect's target, or the methods that a 405 allows, or the body.
 func transcript(t *testing.T, h http.Handler, lines ...string) {
 	t.Helper()
 	for _, want := range lines {
@@ -199,7 +201,7 @@ func transcript(t *testing.T, h http.Handler, lines ...string) {
 		method, target, _ := strings.Cut(request, " ")
 		w := do(h, method, target, "")
 		said := cmp.Or(w.Header().Get("Location"), w.Header().Get("Allow"), strings.TrimSpace(w.Body.String()))
-		wantEqual(t, "the reply", fmt.Sprintf("%s: %d %s", request, w.Code, said), want)
+		wantEqual(t, "the response", fmt.Sprintf("%s: %d %s", request, w.Code, said), want)
 	}
 }
 
@@ -214,17 +216,17 @@ func TestRouterAnswers(t *testing.T) {
 		routerOf("/a", b),
 		c,
 	)
-	b.Include(c) // a second time, in a router that is included already
+	b.Include(c) // a second time, in a router that is already included
 	b.Get("/late", reveal)
-	b.NoMatch = reveal // it is not the outermost router's, and never asked
+	b.NoMatch = reveal // never used: b is not the outermost router
 	root.Get("/own404", http.NotFoundHandler())
 	root.NoMatch = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusTeapot) // the status is NoMatch's alone to say
+		w.WriteHeader(http.StatusTeapot) // NoMatch alone decides the status
 		fmt.Fprint(w, "none", r.Pattern)
 	})
 	h := root.Handler()
 
-	transcript(t, h, // what a route fits
+	transcript(t, h, // requests that match a route
 		"GET /users/: 200 GET /users/{$}",
 		"GET /users/Rick: 200 GET /users/{username}=Rick",
 		"HEAD /users/Rick: 200 GET /users/{username}=Rick", // net/http sends no body
@@ -235,13 +237,13 @@ func TestRouterAnswers(t *testing.T) {
 		"GET /c/1: 200 GET /c/{x}=1",
 		"GET /a/b/c/1: 200 GET /a/b/c/{x}=1",
 		"GET /a/b/late: 200 GET /a/b/late",
-		"GET /own404: 404 404 page not found", // the handler's own, and so no case for NoMatch
+		"GET /own404: 404 404 page not found", // the handler's own 404, not NoMatch's
 	)
-	transcript(t, h, // what is redirected to a route
+	transcript(t, h, // redirects to a route
 		"GET /t/acme/items?a=1&b=%20: 307 /t/acme/items/?a=1&b=%20",
 		"GET //evil.example/users: 307 /evil.example/users",
 	)
-	transcript(t, h, // what is NoMatch's
+	transcript(t, h, // requests for NoMatch
 		"GET /: 418 none",
 		"GET /users/a/b: 418 none",
 		"GET /bare/: 418 none",
@@ -254,7 +256,8 @@ func TestRouterAnswers(t *testing.T) {
 	)
 }
 
-// TestRouterTakesWhatOneServeMuxTakes: prefixes, and wildcards that seem to be in their way.
+// TestRouterTakesWhatOneServeMuxTakes checks prefixes beside wildcards that seem to get in their
+// way.
 func TestRouterTakesWhatOneServeMuxTakes(t *testing.T) {
 	root := routerOf("", "GET /{page}", "GET /{user}/settings",
 		routerOf("/v1", "POST ", "GET /items"),
@@ -277,7 +280,8 @@ func TestRouterTakesWhatOneServeMuxTakes(t *testing.T) {
 	)
 }
 
-// TestRouterMiddleware: it runs behind the match, in order, and is made once for each route.
+// TestRouterMiddleware checks that middleware runs after the match, in order, and is made once per
+// route.
 func TestRouterMiddleware(t *testing.T) {
 	made := 0
 	note := func(name string) func(http.Handler) http.Handler {
@@ -291,7 +295,7 @@ func TestRouterMiddleware(t *testing.T) {
 		}
 	}
 	sub := routerOf("/sub", "GET /")
-	sub.Use(note("3"), note("4")) // after the route, and still around it
+	sub.Use(note("3"), note("4")) // added after the route, but still wraps it
 	root := routerOf("", "GET /y", sub)
 	root.Use(note("1"))
 	root.Use(note("2"))
@@ -302,7 +306,7 @@ func TestRouterMiddleware(t *testing.T) {
 		"GET /sub/a: 404 Not Found",
 		"POST /sub/: 405 GET, HEAD",
 	)
-	wantEqual(t, "calls of middleware: each once for each route below it", made, 6)
+	wantEqual(t, "calls of middleware: once per route", made, 6)
 }
 
 type namedHandlers struct{}
@@ -321,7 +325,7 @@ func TestRoutesIsTheWholeTable(t *testing.T) {
 	outer.Include(last)
 	root.Include(outer)
 	root.Include(last)
-	root.Use(nil) // Handler would panic: no middleware is called for a list
+	root.Use(nil) // Handler would panic; listing routes calls no middleware
 	want := []string{
 		`{"method":"DELETE","path":"/outer/x","tags":["a","b","c","out"],"summary":"","example":""}`,
 		`{"method":"GET","path":"/outer/{in}/","tags":["a","b","c","out","in"],"summary":"Read User ID","example":""}`,
@@ -340,12 +344,12 @@ func TestRoutesIsTheWholeTable(t *testing.T) {
 func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string
-		line       func() // the one with the mistake
+		line       func() // the line with the mistake
 	}{
 		{"prefix without a slash", `router "users"`, func() { NewRouter("users") }},
 		{"prefix that ends with a slash", `router "/users/"`, func() { NewRouter("/users/") }},
 		{"wildcard of many segments in the prefix", `"GET /{x...}/"`, func() { NewRouter("/{x...}") }},
-		{"path without a slash", "route GET /ux: a path starts with a slash", func() { NewRouter("/u").Get("x", reveal) }},
+		{"path without a slash", "route GET /ux: the path must start with a slash", func() { NewRouter("/u").Get("x", reveal) }},
 		{"bad wildcard", `"GET /u/{id"`, func() { NewRouter("/u").Get("/{id", reveal) }},
 		{"no method", "route  /u/x", func() { NewRouter("/u").Handle("", "/x", reveal) }},
 		{"space in the method", "route G T /u/x", func() { NewRouter("/u").Handle("G T", "/x", reveal) }},
@@ -364,13 +368,13 @@ func TestRouterPanicsOnAMistakeAndNamesIt(t *testing.T) {
 	}
 }
 
-// TestDocsListsTheRoutes: those that there are when it is first asked, and as JSON that can't end
-// the script element that it is in.
+// TestDocsListsTheRoutes checks that /docs lists the routes that exist at its first request, as
+// JSON that can't end its script element.
 func TestDocsListsTheRoutes(t *testing.T) {
 	root := NewRouter("")
 	docs := root.Docs()
 	root.Post("/later", reveal).Example = "</script><script>alert(1)</script><!--<script>"
-	root.Use(nil) // no middleware is called for a page
+	root.Use(nil) // the page calls no middleware
 	w := do(docs, "GET", "/docs", "")
 	wantEqual(t, "the type of the page", w.Header().Get("Content-Type"), "text/html; charset=utf-8")
 	_, got, _ := strings.Cut(w.Body.String(), `<script type="application/json" id="routes">`)
@@ -388,7 +392,7 @@ func TestDocsPolicyLetsNothingRunButThePagesOwn(t *testing.T) {
 	inline := regexp.MustCompile(`(?s)<(script|style)([^>]*)>(.*?)</(?:script|style)>`)
 	for _, m := range inline.FindAllStringSubmatch(w.Body.String(), -1) {
 		if strings.Contains(m[2], "application/json") {
-			continue // data: it does not run, and needs no hash
+			continue // data, which doesn't run and needs no hash
 		}
 		sum := sha256.Sum256([]byte(m[3]))
 		want = append(want, m[1]+"-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
@@ -396,12 +400,12 @@ func TestDocsPolicyLetsNothingRunButThePagesOwn(t *testing.T) {
 	got := slices.Sorted(strings.SplitSeq(w.Header().Get("Content-Security-Policy"), "; "))
 	slices.Sort(want)
 	wantEqual(t, "the policy", got, want)
-	// What the policy would block must not be there to begin with.
+	// The page must not contain what the policy would block.
 	blocked := regexp.MustCompile(`<[^>]*\s(on[a-z]+|style|src)=|innerHTML|https?://`)
-	wantEqual(t, "what is blocked, and there", blocked.FindString(w.Body.String()), "")
+	wantEqual(t, "blocked content in the page", blocked.FindString(w.Body.String()), "")
 }
 
-// BenchmarkRouter sets a Router beside ServeMuxes that are nested with StripPrefix.
+// BenchmarkRouter compares a Router with ServeMuxes nested with StripPrefix.
 func BenchmarkRouter(b *testing.B) {
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	mount := func(prefix string, h http.Handler) http.Handler {
@@ -451,7 +455,7 @@ func ExampleErrorf() {
 	// {"type":"about:blank","title":"Not Found","status":404,"detail":"아이템을 찾을 수 없습니다 [id: 5]","request_id":"example"}
 }
 
-// problemOf checks that a reply is a whole problem (RFC 9457), and returns it.
+// problemOf checks that a response is a complete problem (RFC 9457), and returns it.
 func problemOf(t *testing.T, w *httptest.ResponseRecorder) (p Problem) {
 	t.Helper()
 	if got := w.Header().Get("Content-Type"); got != "application/problem+json" {
@@ -470,12 +474,12 @@ func problemOf(t *testing.T, w *httptest.ResponseRecorder) (p Problem) {
 // fail is an endpoint that returns err.
 func fail(err error) Endpoint { return func(http.ResponseWriter, *http.Request) error { return err } }
 
-// wrapped is a ResponseWriter as middleware makes them.
+// wrapped is a ResponseWriter wrapped as middleware does it.
 type wrapped struct{ http.ResponseWriter }
 
 func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// brokenWriter is a ResponseWriter whose writes fail, and which can't be flushed.
+// brokenWriter is a ResponseWriter whose writes fail and that can't be flushed.
 type brokenWriter struct{ http.ResponseWriter }
 
 func (w brokenWriter) Write(p []byte) (int, error) {
@@ -483,9 +487,9 @@ func (w brokenWriter) Write(p []byte) (int, error) {
 	return 0, io.ErrClosedPipe
 }
 
-// TestFailure: what the client is told, and what the log.
+// TestFailure checks what a failure tells the client and the log.
 func TestFailure(t *testing.T) {
-	// The log has this one line, of which the level, the status, the cause and "stack" count.
+	// The log has this one line; the level, status, cause and "stack" are compared.
 	line := regexp.MustCompile(`^time=\S+ level=(\w+) .* status=(\d+) .* request_id=\S+` +
 		`(?: cause=(\w+|".*?"))?(?: (stack)=".*panic\(.*")?\n$`)
 	panics := func(p any) Endpoint { return func(http.ResponseWriter, *http.Request) error { panic(p) } }
@@ -503,7 +507,7 @@ func TestFailure(t *testing.T) {
 	after := func(first, then Endpoint) Endpoint {
 		return func(w http.ResponseWriter, r *http.Request) error { return errors.Join(first(w, r), then(w, r)) }
 	}
-	taken := Errorf(409, "taken") // for several rows: Because makes a copy
+	taken := Errorf(409, "taken") // shared by several rows, since Because copies it
 	beyond := Errorf(600, "secret")
 	beyond.Header.Set("Retry-After", "secret")
 	inWrapped := func(w http.ResponseWriter, r *http.Request) error {
@@ -514,13 +518,13 @@ func TestFailure(t *testing.T) {
 	tooLarge := fmt.Errorf("read: %w", &http.MaxBytesError{Limit: 9})
 	const (
 		here, gone, broken = "here", "gone", "broken"
-		aborted            = "net/http: abort Handler" // so that what the client has does not look whole
-		notWritten         = "write the reply: io: read/write on closed pipe"
+		aborted            = "net/http: abort Handler" // so that a partial response doesn't look complete
+		notWritten         = "write the response: io: read/write on closed pipe"
 	)
 	for _, tt := range []struct {
 		name, client string
 		e            Endpoint
-		reply        string // the status and the detail
+		reply        string // status and detail
 		log          string
 	}{
 		{"HTTPError", here, fail(taken), "409 taken", `INFO 409 "409 taken"`},
@@ -534,7 +538,7 @@ func TestFailure(t *testing.T) {
 		{"any other error", here, fail(secret), "500 ", `ERROR 500 "dial: secret"`},
 		{"any other, client gone", gone, fail(secret), "500 ", `ERROR 500 "dial: secret"`},
 		{"too large", here, fail(tooLarge), "413 the body is larger than 9 bytes", `INFO 413 "read: http: request body too large"`},
-		{"no JSON", here, write(200, math.NaN()), "500 ", `ERROR 500 "encode the reply: json: unsupported value: NaN"`},
+		{"no JSON", here, write(200, math.NaN()), "500 ", `ERROR 500 "encode the response: json: unsupported value: NaN"`},
 		{"panic", here, panics(secret), "500 ", `ERROR 500 "panic: dial: secret" stack`},
 		{"canceled", gone, fail(taken.Because(context.Canceled)), aborted, `INFO 499 "409 taken: context canceled"`},
 		{"canceled by another", here, fail(context.Canceled), "500 ", `ERROR 500 "context canceled"`},
@@ -570,10 +574,10 @@ func TestFailure(t *testing.T) {
 			more := got == aborted && w.Body.Len() > len("\"half\"\n")
 			told := fmt.Sprint(w.Header(), " ", w.Body)
 			if got != tt.reply || more || strings.Contains(told, "secret") {
-				t.Errorf("got %q, want %q; the client has %q, and may have no more and no secret", got, tt.reply, brief(told))
+				t.Errorf("got %q, want %q; the client received %q, want no extra bytes and no secret", got, tt.reply, brief(told))
 			}
 			if got := strings.TrimSpace(line.ReplaceAllString(lines.String(), "$1 $2 $3 $4")); got != tt.log {
-				t.Errorf("the log has\n%s, want one line with\n%s", brief(got), tt.log)
+				t.Errorf("the log is\n%s, want one line with\n%s", brief(got), tt.log)
 			}
 		})
 	}
@@ -598,10 +602,11 @@ func TestErrorReplyIsWholeAndHasNothingOfTheReplyThatFailed(t *testing.T) {
 	wantEqual(t, "the body", w.Body.String(), want)
 }
 
-// TestObserveLeavesTheConnectionInReach needs a real one: a recorder takes a 103 for the reply.
+// TestObserveLeavesTheConnectionInReach needs a real connection: a recorder takes a 103 for the
+// final response.
 func TestObserveLeavesTheConnectionInReach(t *testing.T) {
 	srv := httptest.NewServer(Observe(discard, Endpoint(func(w http.ResponseWriter, r *http.Request) error {
-		w.WriteHeader(http.StatusEarlyHints) // does not begin the reply
+		w.WriteHeader(http.StatusEarlyHints) // does not begin the final response
 		if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
 			return err
 		}
@@ -650,7 +655,7 @@ func TestRequestID(t *testing.T) {
 		got := do(Observe(log, fail(nil)), "GET", "/", "", "X-Request-Id", sent).Header().Get("X-Request-Id")
 		logged := strings.HasSuffix(lines.String(), " request_id="+got+"\n")
 		if seen[got] || !logged || !regexp.MustCompile("^"+want+"$").MatchString(got) {
-			t.Errorf("%q became %q, want a new %s; the log is %q", sent, got, want, brief(lines.String()))
+			t.Errorf("%q became %q, want a new %s, in the log: %q", sent, got, want, brief(lines.String()))
 		}
 		seen[got] = true
 	}
@@ -673,7 +678,7 @@ type person struct {
 	Home struct{ Floor int } `json:"home"`
 }
 
-// unborn is what Validate returns for each negative age: a caller must not change it.
+// unborn is what Validate returns for any negative age; callers must not change it.
 var unborn = []FieldError{{[]string{"age"}, "must not be negative"}, {[]string{"name"}, "must not be given yet"}}
 
 func (p *person) Validate() []FieldError {
@@ -683,7 +688,8 @@ func (p *person) Validate() []FieldError {
 	return nil
 }
 
-// told is what the client is told of an error: the status, and the fields at fault or the detail.
+// told returns what the client is told about an error: the status, and the fields at fault or the
+// detail.
 func told(err error) string {
 	p := NewProblem(err)
 	if p.Status == http.StatusUnprocessableEntity {
@@ -699,17 +705,17 @@ func TestReadJSON(t *testing.T) {
 	for _, tt := range []struct {
 		contentType string
 		body        io.Reader
-		length      int64 // -1 if it is not announced
+		length      int64 // -1 if unknown
 		want        string
 	}{
 		{js + "; charset=utf-8", text(`{"name": "변"}`), 15, "변"},
 		{"application/x-www-form-urlencoded", text("{}"), 2, noJSON},
 		{js + ";;", text("{}"), 2, noJSON},
 		{js, broken(os.ErrDeadlineExceeded), 9, "408 the body did not arrive in time"},
-		{js, broken(io.ErrUnexpectedEOF), 9, "400 the body could not be read to its end"},
+		{js, broken(io.ErrUnexpectedEOF), 9, "400 the body could not be read in full"},
 		{js, text(`"` + strings.Repeat("x", 1<<20-2) + `"`), 1 << 20, "422 [{[body] must be an object}]"},
 		{js, text(strings.Repeat("[", 1<<20+1)), -1, tooLarge},
-		{js, broken(io.ErrUnexpectedEOF), 1<<20 + 1, tooLarge}, // not read: see Expect: 100-continue
+		{js, broken(io.ErrUnexpectedEOF), 1<<20 + 1, tooLarge}, // rejected unread: see Expect: 100-continue
 	} {
 		var p person
 		r := httptest.NewRequest("POST", "/", tt.body)
@@ -728,13 +734,13 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 	const tooOld = "422 [{[body input age] must not be negative} {[body input name] must not be given yet}]"
 	long := strings.Repeat("한", 64)
 	for _, tt := range []struct{ data, want string }{
-		{"", "400 body.input is not JSON: see byte 0"},
-		{"{} {}", "400 body.input is not JSON: see byte 4"},
-		{"{\"name\": \"\xff\"}", "400 body.input is not UTF-8"},
+		{"", "400 body.input is not valid JSON: see byte 0"},
+		{"{} {}", "400 body.input is not valid JSON: see byte 4"},
+		{"{\"name\": \"\xff\"}", "400 body.input is not valid UTF-8"},
 		{" null ", "422 [{[body input] must not be null}]"},
-		{`{"n\"me": "Rick"}`, `422 [{[body input n"me] is not a field here}]`},
-		{`{"` + long + long + `": 1}`, "422 [{[body input " + long + "] is not a field here}]"},
-		{`{"home": {"Floor": "1"}}`, "422 [{[body input home Floor] must be an integer, and not too large}]"},
+		{`{"n\"me": "Rick"}`, `422 [{[body input n"me] is not a known field}]`},
+		{`{"` + long + long + `": 1}`, "422 [{[body input " + long + "] is not a known field}]"},
+		{`{"home": {"Floor": "1"}}`, "422 [{[body input home Floor] must be an integer within range}]"},
 		{`{"born": "now"}`, "422 [{[body input] does not have the right shape}]"},
 		{`{"age": -1}`, tooOld},
 		{`{"age": -1}`, tooOld}, // again
@@ -746,7 +752,7 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 func TestDecodeJSONSaysWhatAValueMustBe(t *testing.T) {
 	for want, values := range map[string][]any{
 		"a string": {new(string)}, "true or false": {new(bool)}, "a number": {new(float32), new(float64)},
-		"an integer, and not too large": {new(int), new(int8), new(uint64)}, "an array": {new([]int), new([1]int)},
+		"an integer within range": {new(int), new(int8), new(uint64)}, "an array": {new([]int), new([1]int)},
 		"an object": {new(person), new(map[string]int)}, "of another type": {new(func())},
 	} {
 		for _, v := range values {
@@ -756,7 +762,8 @@ func TestDecodeJSONSaysWhatAValueMustBe(t *testing.T) {
 	}
 }
 
-// FuzzDecodeJSON: what is not accepted is the client's fault, and is told in short, with its place.
+// FuzzDecodeJSON checks that rejected data is reported as the client's fault, briefly and with its
+// place.
 func FuzzDecodeJSON(f *testing.F) {
 	f.Add([]byte(`{"name": "\ud800", "born": "2026-01-02T03:04:05.6+07:00", "a\"b": 1}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -767,13 +774,13 @@ func FuzzDecodeJSON(f *testing.F) {
 		err := DecodeJSON(data, new(person), "body", "input")
 		p, accepted := NewProblem(err), err == nil && want == http.StatusUnprocessableEntity
 		if !accepted && (p.Status != want || len(p.Detail) > 600 || !strings.HasPrefix(p.Detail, "body.input")) {
-			t.Errorf("%q: got %v, want a %d of body.input", data, err, want)
+			t.Errorf("%q: got %v, want a short %d that names body.input", data, err, want)
 		}
 	})
 }
 
 func TestPathInt(t *testing.T) {
-	const wrong = "0 422 path.id must be an integer of at most 64 bits"
+	const wrong = "0 422 path.id must be a 64-bit integer"
 	for in, want := range map[string]string{
 		"+5": "5 <nil>", "-5": "-5 <nil>", "010": "10 <nil>", "9223372036854775807": "9223372036854775807 <nil>",
 		"-9223372036854775808": "-9223372036854775808 <nil>", "9223372036854775808": wrong, "": wrong, "x": wrong,
@@ -824,7 +831,7 @@ var testKinds = map[string]Kind{
 
 var echo = runOf(func(input json.RawMessage) (any, error) { return input, nil })
 
-// runSecond takes a second. When its context ends it goes on, for a minute.
+// runSecond takes a second. Once its context is canceled, it goes on for a minute.
 func runSecond(ctx context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
 	for _, p := range []float64{0.5, 0.1, -1, math.NaN()} {
 		progress(p)
@@ -838,7 +845,7 @@ func runSecond(ctx context.Context, _ json.RawMessage, progress func(float64)) (
 	return nil, nil
 }
 
-// runOf goes further than progress can.
+// runOf makes a Run of f, which reports too much progress.
 func runOf(f func(input json.RawMessage) (any, error)) Run {
 	return func(_ context.Context, input json.RawMessage, progress func(float64)) (any, error) {
 		progress(7)
@@ -848,10 +855,10 @@ func runOf(f func(input json.RawMessage) (any, error)) Run {
 
 func nestedTo(depth int) string { return strings.Repeat("[", depth) + strings.Repeat("]", depth) }
 
-// errorText is a Config.Error that tells the client everything.
+// errorText is a Config.Error that tells clients everything.
 func errorText(err error) json.RawMessage { return json.RawMessage(strconv.Quote(err.Error())) }
 
-// startTasks returns tasks that are stopped at the end of the test, with one worker if c does not say how many.
+// startTasks starts a Tasks that is stopped at the end of the test. It has one worker unless c says otherwise.
 func startTasks(t testing.TB, c Config, journal string) *Tasks {
 	t.Helper()
 	if c.Error == nil {
@@ -860,7 +867,7 @@ func startTasks(t testing.TB, c Config, journal string) *Tasks {
 	c.Kinds, c.Log, c.Workers = testKinds, cmp.Or(c.Log, discard), cmp.Or(c.Workers, 1)
 	tasks := NewTasks(c)
 	fatalIf(t, tasks.Start(journal))
-	t.Cleanup(func() { stopWithin(tasks, time.Hour) }) // for what goes on although it is cut off
+	t.Cleanup(func() { stopWithin(tasks, time.Hour) }) // wait for Runs that go on after the cut-off
 	t.Cleanup(func() { stopWithin(tasks, 0) })
 	return tasks
 }
@@ -885,7 +892,7 @@ func wait(t testing.TB, tasks *Tasks, id string) Task {
 	return task
 }
 
-// inputsOf says which tasks these are, if each has an input of its own.
+// inputsOf identifies tasks by their inputs.
 func inputsOf(tasks []Task) (s string) {
 	for _, task := range tasks {
 		s += string(task.Input) + " "
@@ -893,7 +900,7 @@ func inputsOf(tasks []Task) (s string) {
 	return strings.TrimSpace(s)
 }
 
-// statesOf is the status, the attempt, the progress, and the result or the error of each.
+// statesOf returns each task's status, attempt, progress, and result or error.
 func statesOf(tasks ...Task) string {
 	var states []string
 	for _, task := range tasks {
@@ -906,25 +913,25 @@ func statesOf(tasks ...Task) string {
 func wantCount(t testing.TB, text, part string, want int) {
 	t.Helper()
 	if got := strings.Count(text, part); got != want {
-		t.Errorf("%d times %q, want %d, in %s", got, part, want, brief(text))
+		t.Errorf("found %[2]q %[1]d times, want %[3]d, in %[4]s", got, part, want, brief(text))
 	}
 }
 
 func TestTaskFromQueuedToItsEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		tasks, begin := startTasks(t, Config{}, ""), time.Now().UTC()
-		submit(t, tasks, "second", "") // for which the next one waits
+		submit(t, tasks, "second", "") // makes the next one wait
 		queued := submit(t, tasks, "second", "5")
 		want := Task{ID: queued.ID, Kind: "second", Status: Queued, Input: json.RawMessage("5"), CreatedAt: begin}
 		wantEqual(t, "the task that was submitted", queued, want)
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		defer cancel()
-		running, _ := tasks.Wait(ctx, queued.ID) // returns the task as it is
+		running, _ := tasks.Wait(ctx, queued.ID) // returns the task in its current state
 		want.Status, want.Attempt, want.Progress, want.StartedAt = Running, 1, 0.5, begin.Add(time.Second)
-		wantEqual(t, "the task when Wait's time is over", running, want)
+		wantEqual(t, "the task when Wait times out", running, want)
 		want.Status, want.Progress, want.Result = Succeeded, 1, json.RawMessage("null")
 		want.FinishedAt = begin.Add(2 * time.Second)
-		wantEqual(t, "the task after its end", wait(t, tasks, queued.ID), want)
+		wantEqual(t, "the finished task", wait(t, tasks, queued.ID), want)
 	})
 }
 
@@ -933,20 +940,20 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 	for _, tt := range []struct {
 		kind, input string
 		error       func(error) json.RawMessage
-		want, cause string // in the log
+		want, cause string // cause is in the log
 	}{
 		{"fill", "1", nil, "succeeded 1 1 2", ""},
 		{"refuse", "1", nil, "refused", ""},
 		{"echo", `"<b>&아이템"`, nil, `succeeded 1 1 "<b>&아이템"`, ""},
 		{"echo", "{", nil, "unexpected end of JSON input", ""},
-		{"echo", nestedTo(10_000), nil, "it is nested too deeply", ""},                // for the journal
-		{"deep", "", nil, "succeeded 1 1 [[[", `"it is nested too deeply to be read`}, // shown all the same
+		{"echo", nestedTo(10_000), nil, "the JSON is nested too deeply", ""},                // too deeply for the journal
+		{"deep", "", nil, "succeeded 1 1 [[[", `"the JSON is nested too deeply to be read`}, // shown anyway
 		{"nope", "", nil, ErrUnknownKind.Error(), ""},
 		{"fail", "", nil, `failed 1 1 "secret"`, "secret"},
 		{"fail", "", func(error) json.RawMessage { return nil }, failed, "secret"},
 		{"fail", "", func(error) json.RawMessage { panic("x") }, failed, "secret"},
 		{"panic", "", nil, `failed 1 1 "panic: secret`, `"panic: secret\ngoroutine`}, // and its stack
-		{"exit", "", nil, `failed 1 1 "the task ended its goroutine"`, `"the task ended its goroutine"`},
+		{"exit", "", nil, `failed 1 1 "the task called runtime.Goexit"`, `"the task called runtime.Goexit"`},
 		{"NaN", "", nil, `failed 1 1 "json: unsupported value`, `"json: unsupported value: NaN"`},
 	} {
 		bubble(t, func(t *testing.T) {
@@ -955,7 +962,7 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 			input := json.RawMessage(tt.input)
 			task, err := tasks.Submit(tt.kind, input)
 			got := fmt.Sprint(err)
-			clear(input) // the caller's own: the task has a copy
+			clear(input) // the caller may reuse it: the task has a copy
 			if err == nil {
 				got = statesOf(wait(t, tasks, task.ID))
 			}
@@ -985,7 +992,7 @@ func TestQueueIsInOrderAndBounded(t *testing.T) {
 		_, err = tasks.Submit("second", nil)
 		wantEqual(t, "three run, four of four wait", err, ErrQueueFull)
 		tasks.Cancel(last)
-		submit(t, tasks, "second", "7") // in the place of the canceled one
+		submit(t, tasks, "second", "7") // takes the canceled one's place
 		for _, want := range []string{"2 1 0 run, 7 5 4 3 wait", "5 4 3 run, 7 wait", "7 run,  wait", " run,  wait"} {
 			wantEqual(t, "tasks", inputsOf(tasks.List(Running, 100))+" run, "+inputsOf(tasks.List(Queued, 100))+" wait", want)
 			time.Sleep(time.Second)
@@ -1008,7 +1015,7 @@ func TestListIsNewestFirstAndIDsTellTheirStory(t *testing.T) {
 		tasks := startTasks(t, Config{Workers: 2, Keep: 4}, "")
 		long := submit(t, tasks, "second", `"long"`).ID
 		synctest.Wait()
-		for i := range 102 { // all but the last four of them are forgotten
+		for i := range 102 { // all but the last four are dropped
 			wait(t, tasks, submit(t, tasks, []string{"echo", "fail"}[i%2], strconv.Itoa(i)).ID)
 		}
 		lists := [][]Task{tasks.List("", 100), tasks.List("", 2), tasks.List(Succeeded, 100), tasks.List(Failed, 1)}
@@ -1016,15 +1023,15 @@ func TestListIsNewestFirstAndIDsTellTheirStory(t *testing.T) {
 			wantEqual(t, "List", inputsOf(lists[i]), want)
 		}
 		if len(tasks.jobs) != 5 || len(tasks.created) > 10 {
-			t.Errorf("%d tasks and %d ids are held, want 5 and at most 10", len(tasks.jobs), len(tasks.created))
+			t.Errorf("holds %d tasks and %d ids, want 5 and at most 10", len(tasks.jobs), len(tasks.created))
 		}
 		counts := map[Status]int{Queued: 0, Running: 1, Succeeded: 51, Failed: 51}
-		wantEqual(t, "Counts, the forgotten ones included", tasks.Counts(), counts)
+		wantEqual(t, "Counts, including dropped tasks", tasks.Counts(), counts)
 
 		run := strings.TrimSuffix(long, "-1")
 		for id, want := range map[string]error{
 			run + "-100": nil, run + "-103": nil,
-			run + "-2": ErrGone, run + "-99": ErrGone, "aaaaaaaa-999999999999999999": ErrGone, // the last one of another run
+			run + "-2": ErrGone, run + "-99": ErrGone, "aaaaaaaa-999999999999999999": ErrGone, // the highest id of another run
 			run + "-104": ErrNotFound, run + "-0": ErrNotFound, run + "-99999999999999999999": ErrNotFound,
 			"aaaaaaaa-1x": ErrNotFound, "AAAAAAAA-1": ErrNotFound, "": ErrNotFound,
 		} {
@@ -1036,16 +1043,16 @@ func TestListIsNewestFirstAndIDsTellTheirStory(t *testing.T) {
 	})
 }
 
-// TestCancelIsAtOnce: whether the task runs or waits, and whatever its Run goes on to do.
+// TestCancelIsAtOnce cancels a running and a queued task, whatever Run does next.
 func TestCancelIsAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		tasks := startTasks(t, Config{}, "")
 		running, queued := submit(t, tasks, "second", "").ID, submit(t, tasks, "second", "").ID
 		synctest.Wait()
-		for _, id := range []string{running, queued, queued} { // to cancel it again is no error
+		for _, id := range []string{running, queued, queued} { // canceling again is not an error
 			task, err := tasks.Cancel(id)
 			fatalIf(t, err)
-			wantEqual(t, "the end", task.FinishedAt, time.Now().UTC())
+			wantEqual(t, "FinishedAt", task.FinishedAt, time.Now().UTC())
 		}
 		want := fmt.Sprintf("canceled 1 0.5 %[1]s, canceled 0 0 %[1]s", errorText(ErrCanceled))
 		wantEqual(t, "the tasks", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), want)
@@ -1056,18 +1063,19 @@ func TestCancelIsAtOnce(t *testing.T) {
 	})
 }
 
-// TestStopWaitsThenCutsOff: it waits for the queued too, unless a journal keeps them for the next start.
+// TestStopWaitsThenCutsOff checks that Stop waits for queued tasks too, unless a journal keeps them for
+// the next start.
 func TestStopWaitsThenCutsOff(t *testing.T) {
 	canceled := fmt.Sprintf("canceled 1 0.5 %[1]s, canceled 0 0 %[1]s", errorText(ErrStopped))
 	const left = `level=INFO msg="tasks are left in the journal for the next start" `
 	for _, tt := range []struct {
 		journal   string
 		within    time.Duration
-		want, log string // of the running one and the queued one
-		cancel    error  // of the queued one, afterwards
+		want, log string // of the running task and the queued one
+		cancel    error  // of canceling the queued one afterwards
 	}{
 		{"", time.Minute, "succeeded 1 1 null, succeeded 1 1 null", `level=INFO msg="task succeeded" id=%[2]s`, ErrFinished},
-		{"", time.Millisecond, canceled, `level=WARN msg="tasks were canceled by the stop" ids="[%s %s]"`, nil},
+		{"", time.Millisecond, canceled, `level=WARN msg="tasks were canceled by the shutdown" ids="[%s %s]"`, nil},
 		{journalOf(t), time.Minute, "succeeded 1 1 null, queued 0 0", left + "ids=[%[2]s]", ErrStopped},
 		{journalOf(t), time.Millisecond, "queued 0 0, queued 0 0", left + `ids="[%s %s]"`, ErrStopped},
 	} {
@@ -1081,19 +1089,19 @@ func TestStopWaitsThenCutsOff(t *testing.T) {
 			go func() { stopped <- stopWithin(tasks, tt.within) }()
 			synctest.Wait()
 			_, err := tasks.Submit("second", nil)
-			wantEqual(t, "a submission while it waits", err, ErrNotAccepting)
+			wantEqual(t, "Submit while Stop waits", err, ErrNotAccepting)
 			wantEqual(t, "Stop", <-stopped, nil)
 			wantEqual(t, "the tasks", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), tt.want)
-			wantEqual(t, "how many run", tasks.Counts()[Running], 0)
+			wantEqual(t, "running tasks", tasks.Counts()[Running], 0)
 			wantEqual(t, "cut off", context.Cause(tasks.jobs[running].ctx) == ErrStopped, cutOff)
 			_, err = tasks.Cancel(queued)
 			wantEqual(t, "Cancel", err, tt.cancel)
 			again, last := stopWithin(tasks, 40*time.Second), tasks.Stop(t.Context())
 			if errors.Is(again, context.DeadlineExceeded) != cutOff || last != nil {
-				t.Errorf("Stop says %v when it is called again, and then %v; cut off: %t", again, last, cutOff)
+				t.Errorf("the second Stop returned %v and the third %v; cut off: %t", again, last, cutOff)
 			}
-			wantEqual(t, "the tasks after all", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), tt.want)
-			wantCount(t, lines.String(), fmt.Sprintf(`running=1 queued=1 "queue stays"=%t`, tt.journal != ""), 1)
+			wantEqual(t, "the tasks at the end", statesOf(wait(t, tasks, running), wait(t, tasks, queued)), tt.want)
+			wantCount(t, lines.String(), fmt.Sprintf(`running=1 queued=1 queue_kept=%t`, tt.journal != ""), 1)
 			wantCount(t, lines.String(), fmt.Sprintf(tt.log, running, queued), 1)
 			wantCount(t, lines.String(), " ids=", strings.Count(tt.log, " ids="))
 			wantCount(t, lines.String(), "level=ERROR", 0)
@@ -1104,7 +1112,7 @@ func TestStopWaitsThenCutsOff(t *testing.T) {
 	}
 }
 
-// journalOf returns a path for a journal, with what is in it.
+// journalOf returns the path of a journal with these lines, if any.
 func journalOf(t testing.TB, lines ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tasks.jsonl")
@@ -1132,24 +1140,24 @@ func TestJournalKeepsWhatWasAcknowledged(t *testing.T) {
 		tasks := startTasks(t, Config{}, path)
 		wait(t, tasks, submit(t, tasks, "echo", strconv.Quote(strings.Repeat("x", 100_000))).ID)
 		wait(t, tasks, submit(t, tasks, "fail", nestedTo(9_000)).ID)
-		for n := range 9 { // all at the same time: their order is that of their numbers
+		for n := range 9 { // all at the same time, so the ids decide the order
 			submit(t, tasks, "second", strconv.Itoa(n))
 		}
-		tasks.Cancel(submit(t, tasks, "second", "9").ID) // it has finished before the others
+		tasks.Cancel(submit(t, tasks, "second", "9").ID) // finishes before the others
 		for n := range 2 {
 			time.Sleep(1500 * time.Millisecond)
-			path = journalOf(t, read(t, path)) // a crash: what the old ones do from now on is not in it
+			path = journalOf(t, read(t, path)) // as after a crash: what the old tasks do from now on is not in it
 			before := tasks
 			tasks = startTasks(t, Config{}, path)
 			wantEqual(t, "the tasks after a start", inputsOf(tasks.List("", 100)), inputsOf(before.List("", 100)))
 			for _, end := range []Status{Succeeded, Failed, Canceled} {
-				wantEqual(t, "the finished after a start", tasks.List(end, 100), before.List(end, 100))
+				wantEqual(t, "the finished tasks after a start", tasks.List(end, 100), before.List(end, 100))
 			}
 			submit(t, tasks, "echo", strconv.Itoa(100+n))
 		}
 		time.Sleep(time.Hour)
 		wantEqual(t, "Stop", stopWithin(tasks, 0), nil)
-		tasks = startTasks(t, Config{Keep: 11}, path) // not the three that finished first
+		tasks = startTasks(t, Config{Keep: 11}, path) // without the three that finished first
 		wantEqual(t, "what is kept", inputsOf(tasks.List(Succeeded, 100)), "101 100 8 7 6 5 4 3 2 1 0")
 		wantEqual(t, "Counts", tasks.Counts()[Succeeded], 11)
 		wantCount(t, read(t, path), "\n", 11)
@@ -1165,8 +1173,8 @@ func TestJournalCountsTheAttempts(t *testing.T) {
 		submit(t, tasks, "second", "")
 		synctest.Wait()
 		for n, want := range []string{
-			"queued 1 0, running 2 0.5", // the newest first; before the crash both ran
-			"queued 0 0, running 1 0.5", // after an orderly stop; the others are after a crash
+			"queued 1 0, running 2 0.5", // newest first; both were running before the crash
+			"queued 0 0, running 1 0.5", // after a graceful shutdown; all others after a crash
 			"queued 0 0, running 2 0.5",
 			"queued 0 0, running 3 0.5",
 			"running 1 0.5, failed 3 0 " + string(errorText(ErrCrashed)),
@@ -1174,12 +1182,12 @@ func TestJournalCountsTheAttempts(t *testing.T) {
 			if n == 1 {
 				wantEqual(t, "Stop", stopWithin(tasks, 0), nil)
 			}
-			path = journalOf(t, read(t, path)) // what a crash leaves
+			path = journalOf(t, read(t, path)) // as after a crash
 			tasks = startTasks(t, Config{Log: log}, path)
 			synctest.Wait()
 			wantEqual(t, fmt.Sprint("start ", n), statesOf(tasks.List("", 2)...), want)
 			for _, task := range tasks.List(Queued, 1) {
-				wantEqual(t, "the start of one that waits", task.StartedAt, time.Time{})
+				wantEqual(t, "StartedAt of a queued task", task.StartedAt, time.Time{})
 			}
 		}
 		wantCount(t, lines.String(), `level=ERROR msg="task failed"`, 1)
@@ -1189,11 +1197,11 @@ func TestJournalCountsTheAttempts(t *testing.T) {
 
 func TestJournalIsReadAfterACrashOrAChange(t *testing.T) {
 	gone := "failed 1 0 " + string(errorText(ErrKindGone))
-	const done, torn, again = "succeeded 1 1 1", `level=WARN msg="dropped half a line`, `tasks=1 "run again"=1`
+	const done, torn, again = "succeeded 1 1 1", `level=WARN msg="dropped half a line`, `tasks=1 requeued=1`
 	for name, tt := range map[string]struct{ text, want, log string }{
 		"the start of a line":          {lineQueued + "\n{", done, torn},
 		"half a line in the id":        {lineQueued + "\n" + `{"id":"aaaaa`, done, torn},
-		"a line but for the line feed": {lineQueued + "\n" + lineSucceeded, done, `tasks=1 "run again"=0`},
+		"a line but for the line feed": {lineQueued + "\n" + lineSucceeded, done, `tasks=1 requeued=0`},
 		"an older version's":           {strings.Replace(lineQueued, `"attempt":0`, `"crashes":1`, 1) + "\n", done, again},
 		"its Check would refuse it":    {strings.Replace(lineQueued, "echo", "refuse", 1) + "\n", done, again},
 		"its kind is gone":             {strings.Replace(lineQueued, "echo", "nope", 1) + "\n", gone, again},
@@ -1210,17 +1218,17 @@ func TestJournalIsReadAfterACrashOrAChange(t *testing.T) {
 func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
 	replace := func(old, new string) string { return strings.Replace(lineQueued, old, new, 1) }
 	blocked := journalOf(t, lineQueued, "")
-	fatalIf(t, os.MkdirAll(blocked+".new/full", 0o700)) // there is no room for the new one
+	fatalIf(t, os.MkdirAll(blocked+".new/full", 0o700)) // the new file's name is taken
 	for path, want := range map[string]string{
-		journalOf(t, "{", lineQueued, ""):                          ":1: ", // half a line, but not the last one
+		journalOf(t, "{", lineQueued, ""):                          ":1: ", // half a line that is not the last
 		journalOf(t, lineQueued, "", lineSucceeded, ""):            ":2: ", // an empty line
 		journalOf(t, replace("aaaaaaaa-1", ""), ""):                ":1: ", // no id
 		journalOf(t, lineQueued, replace("queued", "paused")+"\n"): ":2: ", // an unknown state
 		journalOf(t, replace("input", "inpuu"), ""):                ":1: ", // a damaged name
-		journalOf(t, lineQueued+lineQueued, ""):                    ":1: ", // two values in a line
-		journalOf(t, lineSucceeded, lineQueued, ""):                ":2: ", // a task goes on after its end
+		journalOf(t, lineQueued+lineQueued, ""):                    ":1: ", // two values in one line
+		journalOf(t, lineSucceeded, lineQueued, ""):                ":2: ", // a finished task is queued again
 		journalOf(t, lineQueued, "\x00\x00"):                       ":2: ",
-		journalOf(t, `{"id":"customer-1","name":"x"}`):             ":1: ", // another file, named by mistake
+		journalOf(t, `{"id":"customer-1","name":"x"}`):             ":1: ", // some other file, named by mistake
 		journalOf(t) + "/tasks.jsonl":                              "open the journal: ",
 		blocked:                                                    "compact the journal: ",
 		t.TempDir():                                                "is not a regular file",
@@ -1229,7 +1237,7 @@ func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
 		err := NewTasks(Config{Log: discard}).Start(path)
 		after, _ := os.ReadFile(path)
 		if err == nil || !strings.Contains(err.Error(), want) || !bytes.Equal(before, after) {
-			t.Errorf("%q: got %v, want %s; it is %q now", brief(string(before)), err, want, brief(string(after)))
+			t.Errorf("%q: got %v, want %s; now the file is %q", brief(string(before)), err, want, brief(string(after)))
 		}
 	}
 }
@@ -1239,7 +1247,7 @@ func TestJournalIsNoPipe(t *testing.T) {
 	if err := exec.Command("mkfifo", pipe).Run(); err != nil {
 		t.Skip(err)
 	}
-	f, err := os.OpenFile(pipe, os.O_RDWR, 0) // who reads it all the same is not to wait for ever
+	f, err := os.OpenFile(pipe, os.O_RDWR, 0) // so that a reader wouldn't block forever
 	fatalIf(t, err)
 	defer f.Close()
 	fmt.Fprintln(f, "something")
@@ -1247,9 +1255,10 @@ func TestJournalIsNoPipe(t *testing.T) {
 	wantEqual(t, "Start", fmt.Sprint(err), "the journal "+pipe+" is not a regular file")
 }
 
-// TestJournalIsAFileOfItsOwn: others read it neither there nor through what lies, or was put, at the new file's name.
+// TestJournalIsAFileOfItsOwn checks that others can't read the journal, neither in place nor through a link at the
+// new file's name.
 func TestJournalIsAFileOfItsOwn(t *testing.T) {
-	path, link, victim := journalOf(t), journalOf(t), journalOf(t, "mine") // path is not there yet, as on a new volume
+	path, link, victim := journalOf(t), journalOf(t), journalOf(t, "mine") // path does not exist yet, as on a new volume
 	if err := errors.Join(os.Symlink(path, link), os.Symlink(victim, path+".new")); err != nil {
 		t.Skip(err)
 	}
@@ -1261,13 +1270,14 @@ func TestJournalIsAFileOfItsOwn(t *testing.T) {
 	if err != nil || !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
 		t.Fatalf("the journal is %v, %v, want a file with mode 0600", info, err)
 	}
-	wantCount(t, read(t, path), "\n", 3) // and not in a file in the link's place
+	wantCount(t, read(t, path), "\n", 3) // and not in a file that replaced the link
 	wantEqual(t, "the other file", read(t, victim), "mine")
 }
 
-// TestJournalThatFailsEndsTheAcceptance: a disk is full, after half a line. Cancel finds it out, and then a task's end.
+// TestJournalThatFailsEndsTheAcceptance simulates a disk that fills up in mid-line. Cancel notices, then a task that
+// finishes.
 func TestJournalThatFailsEndsTheAcceptance(t *testing.T) {
-	const said = `level=ERROR msg="no task is accepted or started any more"`
+	const said = `level=ERROR msg="no more tasks are accepted or started"`
 	bubble(t, func(t *testing.T) {
 		path := journalOf(t)
 		log, lines := newLog()
@@ -1281,9 +1291,9 @@ func TestJournalThatFailsEndsTheAcceptance(t *testing.T) {
 		full := read(t, path)
 		_, canceled := tasks.Cancel(queued)
 		_, submitted := tasks.Submit("echo", nil)
-		wantEqual(t, "what Submit says after Cancel", submitted, canceled)
+		wantEqual(t, "Submit's error after Cancel's", submitted, canceled)
 		if !errors.Is(canceled, ErrNotAccepting) || !errors.Is(canceled, os.ErrClosed) || tasks.Ready() {
-			t.Errorf("got %v, ready %v, want %v, and why", canceled, tasks.Ready(), ErrNotAccepting)
+			t.Errorf("got %v, ready %v, want %v with its cause, false", canceled, tasks.Ready(), ErrNotAccepting)
 		}
 		time.Sleep(time.Minute)
 		want := "queued 0 0, succeeded 1 1 null, succeeded 1 1 null"
@@ -1291,7 +1301,7 @@ func TestJournalThatFailsEndsTheAcceptance(t *testing.T) {
 		wantCount(t, lines.String(), said, 1)
 		wantCount(t, lines.String(), "will run it again", 2)
 		if err := stopWithin(tasks, 0); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("Stop says %v, want %v", err, os.ErrClosed)
+			t.Errorf("Stop returned %v, want %v", err, os.ErrClosed)
 		}
 		wantEqual(t, "the file", read(t, path), full)
 
@@ -1302,14 +1312,14 @@ func TestJournalThatFailsEndsTheAcceptance(t *testing.T) {
 		submit(t, tasks, "second", "")
 		synctest.Wait()
 		tasks.journal.Close()
-		tasks.workers.Wait() // the one that runs the task, and the one that has none
+		tasks.workers.Wait() // both the one that runs the task and the idle one
 		wantEqual(t, "ready", tasks.Ready(), false)
 		wantCount(t, lines.String(), said, 2)
 	})
 }
 
-// FuzzJournal: any bytes end in an error with the file untouched, or in a start that loses no whole line and that
-// would be the same on the file that it has written.
+// FuzzJournal checks that any bytes lead either to an error and an unchanged file, or to a start that loses no
+// complete line, and that a second start agrees with.
 func FuzzJournal(f *testing.F) {
 	f.Add(strings.Replace(lineSucceeded, "-1", "-2", 1) + "\n" + lineQueued + "\n" + lineSucceeded + "\n" + `{"id":"aa`)
 	odd := strings.NewReplacer(`"attempt":0,"progress":0,"input":1`, `"attempt":-9223372036854775808,"progress":-1e308,"input":null`)
@@ -1317,9 +1327,9 @@ func FuzzJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data string) {
 		path := journalOf(t, data)
 		var lists [2]string
-		for i := range lists { // the second time on what the first has written
+		for i := range lists { // the second time, on what the first one wrote
 			tasks := NewTasks(Config{Keep: 1 << 20, Log: discard})
-			if err := tasks.openJournal(path); err != nil { // what Start does before its workers run the tasks
+			if err := tasks.openJournal(path); err != nil { // Start without the workers
 				wantEqual(t, fmt.Sprint("the refused file, ", err), read(t, path), data)
 				return
 			}
@@ -1331,7 +1341,7 @@ func FuzzJournal(f *testing.F) {
 		for line := range strings.Lines(data[:strings.LastIndexByte(data, '\n')+1]) {
 			var task Task
 			fatalIf(t, json.Unmarshal([]byte(line), &task))
-			wantEqual(t, "has "+brief(line), strings.Contains(lists[0], `{"id":"`+task.ID+`"`), true)
+			wantEqual(t, "the list has "+brief(line), strings.Contains(lists[0], `{"id":"`+task.ID+`"`), true)
 		}
 	})
 }
@@ -1339,7 +1349,7 @@ func FuzzJournal(f *testing.F) {
 func BenchmarkTasks(b *testing.B) {
 	for _, n := range []int{10, 1_000_000} {
 		tasks := NewTasks(Config{Kinds: testKinds, Keep: n, Log: discard})
-		tasks.accepting = true // but no worker: what is measured is the map
+		tasks.accepting = true // but there are no workers: only the map is measured
 		var ids []string
 		for range n {
 			ids = append(ids, submit(b, tasks, "echo", "").ID)
@@ -1358,7 +1368,7 @@ func BenchmarkTasks(b *testing.B) {
 	}
 }
 
-// BenchmarkStart reads a journal of a million lines, three a task.
+// BenchmarkStart reads a journal of a million lines, three per task.
 func BenchmarkStart(b *testing.B) {
 	var text strings.Builder
 	lines := []string{lineQueued, strings.Replace(lineQueued, "queued", "running", 1), lineSucceeded}
@@ -1387,11 +1397,11 @@ func ExampleLifecycle() {
 		fmt.Println(err)
 		return
 	}
-	ctx, stop := context.WithTimeout(context.Background(), 5*time.Second) // in case nobody is answered
-	go http.Get("http://" + ln.Addr().String())                           // a client
+	ctx, stop := context.WithTimeout(context.Background(), 5*time.Second) // in case no request is answered
+	go http.Get("http://" + ln.Addr().String())                           // the client
 	fmt.Println(l.Run(ctx, ln, &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		fmt.Println("answer a request")
-		stop() // as Ctrl-C does
+		stop() // like Ctrl-C
 	})}))
 	// Output:
 	// load the model
@@ -1402,11 +1412,11 @@ func ExampleLifecycle() {
 	// <nil>
 }
 
-// A stage is a server that runs in a bubble, on a network in memory, and its client.
+// A stage is a server that runs in a bubble, with an in-memory network, and its client.
 type stage struct {
 	conns       chan net.Conn
 	closed      context.Context
-	close, stop context.CancelFunc // of the listener; as a signal does
+	close, stop context.CancelFunc // close the listener; stop as a signal does
 	client      *http.Client
 	ended       chan error // what Run returned
 }
@@ -1440,11 +1450,12 @@ func newStage(t *testing.T, l *Lifecycle, srv *http.Server) *stage {
 	ctx, stop := context.WithCancel(t.Context())
 	s.stop = stop
 	go func() { s.ended <- l.Run(ctx, s, srv); close(s.ended) }()
-	t.Cleanup(func() { <-s.ended }) // the test's context has ended, which is a signal too
+	t.Cleanup(func() { <-s.ended }) // the test's context is canceled, which works like a signal
 	return s
 }
 
-// get returns the reply's status line, whether the connection is to be closed, or the error.
+// get returns the response's status, with ", close" if the connection is to be closed, or the
+// error.
 func (s *stage) get() string {
 	resp, err := s.client.Get("http://server/")
 	if err != nil {
@@ -1457,13 +1468,14 @@ func (s *stage) get() string {
 	return resp.Status
 }
 
-// TestLifecycleRunsItsStepsInOrder: each takes a second, or until its context ends, and notes how much time it has.
+// TestLifecycleRunsItsStepsInOrder uses steps that take a second, or until their context is done, and note how much
+// time they have.
 func TestLifecycleRunsItsStepsInOrder(t *testing.T) {
 	const early, late = 1500 * time.Millisecond, time.Minute
 	const served = "start a, start b, start c, request (ready), drain b in 10s, drain a in 9s, stop b in 5s, stop a in 4s"
 	for _, tt := range []struct {
 		name   string
-		signal time.Duration // when it comes: early is while b starts
+		signal time.Duration // when it arrives; early: while b starts
 		fails  map[string]error
 		diary  string
 		err    string
@@ -1518,13 +1530,14 @@ func TestLifecycleRunsItsStepsInOrder(t *testing.T) {
 	}
 }
 
-// TestStopLastsAsLongAsItsClientsNeed, and until then the server answers, and asks its clients to leave.
+// TestStopLastsAsLongAsItsClientsNeed checks that the server keeps answering until then, and asks its
+// clients to leave.
 func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 	const s, hour = time.Second, time.Hour
 	for _, tt := range []struct {
 		name                  string
-		linger, drain, signal time.Duration // the signal comes so long after the request
-		request, lasts        time.Duration // the request takes so long (-1: it panics), and the stop
+		linger, drain, signal time.Duration // signal: time from the request to the signal
+		request, lasts        time.Duration // how long the request takes (-1: it panics), and the shutdown
 		reply                 string
 		err                   error
 	}{
@@ -1552,23 +1565,23 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 				time.Sleep(tt.signal)
 				begin := time.Now()
 				s.stop()
-				for tt.request == 0 && time.Since(begin) < tt.lasts { // first on the kept-alive connection, then on new ones
+				for tt.request == 0 && time.Since(begin) < tt.lasts { // first on the keep-alive connection, then on new ones
 					synctest.Wait()
 					wantEqual(t, fmt.Sprint("a request ", time.Since(begin), " after the signal"), s.get(), "200 OK, close")
 					time.Sleep(500 * time.Millisecond)
 				}
 				err, took, got := <-s.ended, time.Since(begin), <-reply
-				// Shutdown looks every half a second whether the last request has ended.
+				// Shutdown checks every half second whether the last request has ended.
 				if got != tt.reply || took < tt.lasts || took > tt.lasts+time.Second || !errors.Is(err, tt.err) {
-					t.Errorf("got %s, and the stop took %v: %v; want %s, %v: %v", got, took, err, tt.reply, tt.lasts, tt.err)
+					t.Errorf("got %s after a shutdown of %v: %v; want %s, %v: %v", got, took, err, tt.reply, tt.lasts, tt.err)
 				}
-				time.Sleep(tt.request) // until the handler that was cut off has ended
+				time.Sleep(tt.request) // until the handler that was cut off returns
 			})
 		})
 	}
 }
 
-// TestLifecycleEndsWhenItsListenerBreaks: in order, and with every error. All else has its zero value.
+// TestLifecycleEndsWhenItsListenerBreaks expects the usual order and every error, of a zero Lifecycle.
 func TestLifecycleEndsWhenItsListenerBreaks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var lines logBuffer
@@ -1581,7 +1594,7 @@ func TestLifecycleEndsWhenItsListenerBreaks(t *testing.T) {
 		s.Close()
 		err := <-s.ended
 		if reply != "404 Not Found" || !errors.Is(err, net.ErrClosed) || !errors.Is(err, io.EOF) {
-			t.Errorf("got %s and %v; want the 404 of http.DefaultServeMux, %v and the hook's EOF", reply, err, net.ErrClosed)
+			t.Errorf("got %s and %v; want http.DefaultServeMux's 404, %v and the hook's EOF", reply, err, net.ErrClosed)
 		}
 		if got := lines.String(); !strings.Contains(got, `cause="use of closed`) || strings.Contains(got, "INFO stopped") {
 			t.Errorf("the log is %q", got)
@@ -1593,8 +1606,8 @@ func TestLifecycleEndsWhenItsListenerBreaks(t *testing.T) {
 
 func init() { program = main }
 
-// newTestApp returns the app and its handler, with the Start hooks run as Lifecycle.Run does it. It has one worker and
-// a queue of ten. At the end of the test the Stop hooks run.
+// newTestApp returns the app, with one worker and a queue of ten, and its handler. Its Start hooks have run, as
+// Lifecycle.Run runs them; its Stop hooks run at the end of the test.
 func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 	t.Helper()
 	a := newApp(config{workers: 1, queue: 10, keep: 10}, log)
@@ -1603,7 +1616,7 @@ func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 	a.lifecycle.ready.Store(true)
 	t.Cleanup(func() {
 		a.stop()
-		stopWithin(a.tasks, 0) // without time for a drain
+		stopWithin(a.tasks, 0) // with no time to drain
 		for _, h := range slices.Backward(started) {
 			wantEqual(t, "the error of the Stop hook", call(context.Background(), "stop", h.Name, h.Stop), nil)
 		}
@@ -1613,7 +1626,7 @@ func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 
 var roomy = config{workers: 1, queue: 100, keep: 100, grace: 20 * time.Second, linger: 2 * time.Second}
 
-// appStage is the app's own server in a bubble.
+// appStage runs the app's own server in a bubble.
 func appStage(t *testing.T, c config, log *slog.Logger) (*app, *stage) {
 	a := newApp(c, log)
 	s := newStage(t, a.lifecycle, a.server())
@@ -1621,7 +1634,8 @@ func appStage(t *testing.T, c config, log *slog.Logger) (*app, *stage) {
 	return a, s
 }
 
-// remote is a handler that asks a server, so that do and post reach it too. No reply is a 502 that says why.
+// remote is a handler that forwards to a server, for do and post. Without a response it answers a 502 that
+// says why.
 func remote(host string, transport http.RoundTripper) http.Handler {
 	return &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: host}) },
@@ -1632,7 +1646,7 @@ func remote(host string, transport http.RoundTripper) http.Handler {
 	}
 }
 
-// taskOf returns the task in a reply. A reply of another status ends the test, and is shown.
+// taskOf returns the task in a response. Any other status ends the test and shows the response.
 func taskOf(t testing.TB, status int, w *httptest.ResponseRecorder) (task Task) {
 	t.Helper()
 	if err := json.Unmarshal(w.Body.Bytes(), &task); err != nil || task.ID == "" || w.Code != status {
@@ -1650,7 +1664,7 @@ func TestAppAnswersAsItsTableSays(t *testing.T) {
 	_, h := newTestApp(t, discard)
 	for _, tt := range []struct {
 		request string // method, path, body
-		want    string // the status, and the body; of a redirect the Location, of a problem the detail
+		want    string // the status and the body, or a redirect's Location, or a problem's detail
 	}{
 		{`GET /`, `307 /docs`},
 		{`GET /users/`, `200 [{"username":"Rick"},{"username":"Morty"}]`},
@@ -1660,20 +1674,20 @@ func TestAppAnswersAsItsTableSays(t *testing.T) {
 		{`GET /v1/1`, `200 "Boostcamp"`},
 		{`GET /v1/2`, `200 "AI"`},
 		{`GET /v1/5`, `500 `},
-		{`GET /v1/x`, `422 path.item_id must be an integer of at most 64 bits`},
+		{`GET /v1/x`, `422 path.item_id must be a 64-bit integer`},
 		{`GET /v2/3`, `200 "Tech"`},
 		{`GET /v2/+5`, `404 아이템을 찾을 수 없습니다 [id: 5]`},
-		{`GET /v2/x`, `422 path.item_id must be an integer of at most 64 bits`},
+		{`GET /v2/x`, `422 path.item_id must be a 64-bit integer`},
 		{`GET /tasks`, `200 []`},
 		{`GET /tasks?status=nope`, `422 query.status must be one of [queued running succeeded failed canceled]`},
-		{`GET /tasks?status=%zz`, `400 the query is malformed`},
+		{`GET /tasks?status=%zz`, `400 malformed query`},
 		{`GET /tasks/nope`, `404 no such task`},
 		{`DELETE /tasks/nope`, `404 no such task`},
 		{`PUT /tasks`, `405 this path allows GET, HEAD, POST`},
-		{`POST /tasks {"kind":"sleep","priority":1}`, `422 body.priority is not a field here`},
+		{`POST /tasks {"kind":"sleep","priority":1}`, `422 body.priority is not a known field`},
 		{`GET /healthz`, `200 {"status":"ok"}`},
 		{`GET /readyz`, `200 {"status":"ok"}`},
-		{`GET /nope`, `404 there is nothing at this path`},
+		{`GET /nope`, `404 no route matches this path`},
 	} {
 		part := append(strings.SplitN(tt.request, " ", 3), "")
 		w := do(h, part[0], part[1], part[2], "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
@@ -1690,13 +1704,13 @@ func TestAppAnswersAsItsTableSays(t *testing.T) {
 		}
 	}
 	foreign := problemOf(t, do(h, "POST", "/tasks", "", "Sec-Fetch-Site", "cross-site"))
-	wantEqual(t, "from a page of another origin", foreign.Status, 403)
+	wantEqual(t, "a cross-origin request", foreign.Status, 403)
 	told := regexp.MustCompile(`"summary":"Home".*"summary":"Docs".*"example":"{\\"kind\\": \\"sleep\\"`)
 	page := do(h, "GET", "/docs", "").Body.String()
-	wantEqual(t, "the page has summaries and an example", told.MatchString(page), true)
+	wantEqual(t, "/docs has the summaries and the example", told.MatchString(page), true)
 }
 
-// TestTasksOverHTTP is the lecture's comparison: answered at once and polled, or waited for.
+// TestTasksOverHTTP makes the lecture's comparison: answer at once and poll, or wait.
 func TestTasksOverHTTP(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		_, h := newTestApp(t, discard)
@@ -1727,7 +1741,7 @@ func TestTasksOverHTTP(t *testing.T) {
 	})
 }
 
-// TestRefusalForNowSaysWhenToComeBack: when the queue is full, and while the server is not ready.
+// TestRefusalForNowSaysWhenToComeBack checks a full queue and a server that is not ready.
 func TestRefusalForNowSaysWhenToComeBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		a, h := newTestApp(t, discard)
@@ -1736,12 +1750,12 @@ func TestRefusalForNowSaysWhenToComeBack(t *testing.T) {
 			p, retry := problemOf(t, w), w.Header().Get("Retry-After")
 			wantEqual(t, "the reply", fmt.Sprintf("%d %s, Retry-After %q", p.Status, p.Detail, retry), want)
 		}
-		for range 11 { // one runs, and ten wait
+		for range 11 { // one is running, and ten are waiting
 			submit(t, a.tasks, "sleep", "")
 			synctest.Wait()
 		}
 		check(`503 the queue is full, Retry-After "1"`, post(h, `{"kind":"sleep"}`))
-		const notReady = `503 not ready: stopping, or without a journal, Retry-After "1"`
+		const notReady = `503 not ready: stopping, or the journal can't be written, Retry-After "1"`
 		a.lifecycle.ready.Store(false)
 		check(notReady, do(h, "GET", "/readyz", ""))
 		a.lifecycle.ready.Store(true)
@@ -1758,29 +1772,29 @@ func TestPreferWait(t *testing.T) {
 		"wait=0": 0, "wait=30": 30, "wait=31": 30, "wait=99999999999999999999": 30,
 		"": -1, "wait=": -1, "wait=x": -1, "wait=-5": -1, "wait=5s": -1, `wait="5"`: -1, "await=5": -1, "wait=5 6": -1,
 	} {
-		got, ok := preferWait(http.Header{"Prefer": strings.Split(in, "|")}) // the lines of the header
+		got, ok := preferWait(http.Header{"Prefer": strings.Split(in, "|")}) // the field lines
 		if ok != (want >= 0) || got != max(want, 0) {
 			t.Errorf("Prefer: %s: got %d, %v; want %d", in, got, ok, want)
 		}
 	}
 }
 
-// TestTaskErrorsAreProblems: the request's error, and the task's that ends with it. The cause is for the log.
+// TestTaskErrorsAreProblems checks an error as a request's and as a task's. Only the log gets the cause.
 func TestTaskErrorsAreProblems(t *testing.T) {
 	a, secret := &app{}, errors.New("secret")
 	for want, err := range map[string]error{
-		`404 "no such task" ""`:                                      ErrNotFound,
-		`410 "the task is no longer known" ""`:                       ErrGone,
-		`409 "the task has already finished" ""`:                     ErrFinished,
-		`409 "the task was canceled" ""`:                             ErrCanceled,
-		`503 "the queue is full" "1"`:                                ErrQueueFull,
-		`503 "no tasks are accepted now" "1"`:                        fmt.Errorf("%w: %w", ErrNotAccepting, secret),
-		`503 "the server stopped before the task had finished" "1"`:  ErrStopped,
-		`500 "the server crashed three times while the task ran" ""`: ErrCrashed,
-		`500 "the server no longer has this kind of task" ""`:        fmt.Errorf("%w: %w", ErrKindGone, secret),
-		`502 "the next one is busy" ""`:                              Errorf(502, "the next one is busy").Because(ErrQueueFull),
-		`404 "아이템 <5>" ""`:                                           Errorf(404, "아이템 <5>").Because(secret),
-		`500 "" ""`:                                                  secret,
+		`404 "no such task" ""`:                                          ErrNotFound,
+		`410 "the task is no longer available" ""`:                       ErrGone,
+		`409 "the task has already finished" ""`:                         ErrFinished,
+		`409 "the task was canceled" ""`:                                 ErrCanceled,
+		`503 "the queue is full" "1"`:                                    ErrQueueFull,
+		`503 "no tasks are being accepted" "1"`:                          fmt.Errorf("%w: %w", ErrNotAccepting, secret),
+		`503 "the server stopped before the task finished" "1"`:          ErrStopped,
+		`500 "the server crashed three times while running the task" ""`: ErrCrashed,
+		`500 "the server no longer has this kind of task" ""`:            fmt.Errorf("%w: %w", ErrKindGone, secret),
+		`502 "the next one is busy" ""`:                                  Errorf(502, "the next one is busy").Because(ErrQueueFull),
+		`404 "아이템 <5>" ""`:                                               Errorf(404, "아이템 <5>").Because(secret),
+		`500 "" ""`:                                                      secret,
 	} {
 		var problem Problem
 		json.Unmarshal(a.taskProblem(err), &problem)
@@ -1789,17 +1803,18 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		wantEqual(t, err.Error(), fmt.Sprintf("%d %q %q", problem.Status, problem.Detail, retry), want)
 		wantEqual(t, err.Error()+": the log has the cause", errors.Is(mapped, secret), errors.Is(err, secret))
 	}
-	listed := regexp.MustCompile(`^422 body\.kind must be a kind of task: .+ or sleep`)
+	listed := regexp.MustCompile(`^422 body\.kind must be one of .+ or sleep`)
 	if got := a.taskError(ErrUnknownKind).Error(); !listed.MatchString(got) {
-		t.Errorf("an unknown kind: %s, which does not list the kinds in order", got)
+		t.Errorf("unknown kind: got %s, want the kinds listed in order", got)
 	}
 }
 
-// TestKinds: what is refused when it is submitted fails the task too, if an older version's journal has it.
+// TestKinds checks that an input that Check rejects also fails in Run, where an older version's journal can
+// bring it.
 func TestKinds(t *testing.T) {
 	const badTime = "422 body.input.wait_time must be between 1 and 10"
 	const badN = "422 body.input.n must be between 2 and 50000000"
-	for _, tt := range []struct{ kind, input, want string }{ // what Check returns, what Run does, and the last progress
+	for _, tt := range []struct{ kind, input, want string }{ // what Check returns, what Run returns, and the last progress
 		{"sleep", ``, `{"wait_time":3}; "task done after 3"; 1`},
 		{"sleep", `{"wait_time":1}`, `{"wait_time":1}; "task done after 1"; 1`},
 		{"sleep", `{"wait_time":10}`, `{"wait_time":10}; "task done after 10"; 1`},
@@ -1831,7 +1846,8 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// TestProcessorsAreLentOnlyWhileTasksHoldAll: to tasks that compute, and what was set is set again.
+// TestProcessorsAreLentOnlyWhileTasksHoldAll checks that GOMAXPROCS is raised for computing tasks
+// alone, and restored.
 func TestProcessorsAreLentOnlyWhileTasksHoldAll(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	var p processors
@@ -1848,15 +1864,15 @@ func TestProcessorsAreLentOnlyWhileTasksHoldAll(t *testing.T) {
 	wantEqual(t, "GOMAXPROCS afterwards", runtime.GOMAXPROCS(0), 1)
 }
 
-// TestRunThatFailsSaysWhy: above the usage, or in one line of the log.
+// TestRunThatFailsSaysWhy checks the line above the usage, or the line in the log.
 func TestRunThatFailsSaysWhy(t *testing.T) {
 	ln, err := net.Listen("tcp", "localhost:0")
 	fatalIf(t, err)
 	defer ln.Close()
 	const usage = "\nUsage of plainapi:"
-	const failed = "1 (.*\n)*.* level=ERROR .*" // a hook before may have logged something
+	const failed = "1 (.*\n)*.* level=ERROR .*" // an earlier hook may have logged something
 	const badGrace = "2 -grace must be positive, and -linger must not be negative" + usage
-	for _, tt := range []struct{ args, want string }{ // the exit code and what is said: a regexp
+	for _, tt := range []struct{ args, want string }{ // the exit code and the output, a regexp
 		{"-nope", "2 flag provided but not defined: -nope" + usage},
 		{"-addr=", "2 -addr must not be empty" + usage},
 		{"-workers 0", "2 -workers must be between 1 and 1000" + usage},
@@ -1875,7 +1891,7 @@ func TestRunThatFailsSaysWhy(t *testing.T) {
 		{"-journal " + journalOf(t, "damaged", ""), failed + "start tasks: "},
 		{"-items nope.json -log json", `1 {.*"level":"ERROR"`},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // so that what starts all the same ends
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // so that a server that starts by mistake stops
 		defer cancel()
 		var log logBuffer
 		code := run(ctx, append([]string{"-addr", "localhost:0"}, strings.Fields(tt.args)...), &log)
@@ -1885,7 +1901,7 @@ func TestRunThatFailsSaysWhy(t *testing.T) {
 	}
 }
 
-// A testProcess is the program in a process of its own, and a handler that asks it.
+// A testProcess is the program in its own process, and a handler that forwards to it.
 type testProcess struct {
 	http.Handler
 	*exec.Cmd
@@ -1895,10 +1911,11 @@ type testProcess struct {
 	exited chan struct{}
 }
 
-// patience is how long a process may take to listen or to stop before it is killed, so that no test waits for ever.
+// patience is how long a process may take to listen or stop before it is killed, so that no test waits forever.
 const patience = 10 * time.Second
 
-// startProcess runs the test binary as the program, and returns once it listens. At the end of the test it is killed.
+// startProcess runs the test binary as the program and returns once it is listening. It is killed at the end of the
+// test.
 func startProcess(t testing.TB, args ...string) *testProcess {
 	t.Helper()
 	p := &testProcess{exited: make(chan struct{})}
@@ -1915,13 +1932,14 @@ func startProcess(t testing.TB, args ...string) *testProcess {
 	}
 	go func() { io.Copy(&p.log, p.stderr); p.Wait(); close(p.exited) }()
 	if p.host == "" {
-		t.Fatalf("it did not start:\n%s", brief(p.log.String()))
+		t.Fatalf("the program did not start:\n%s", brief(p.log.String()))
 	}
 	p.Handler = remote(p.host, &http.Transport{ResponseHeaderTimeout: patience})
 	return p
 }
 
-// end sends a signal, waits for the program to end, and returns its exit code: -1 if the signal ended it.
+// end sends a signal, waits for the program to exit, and returns its exit code, or -1 if the signal
+// killed it.
 func (p *testProcess) end(s os.Signal) int {
 	p.Process.Signal(s)
 	defer time.AfterFunc(patience, func() { p.Process.Kill() }).Stop()
@@ -1931,26 +1949,26 @@ func (p *testProcess) end(s os.Signal) int {
 
 func signalsWork(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("a process can't send another a signal on Windows")
+		t.Skip("on Windows, a process can't send a signal to another")
 	}
 }
 
 func TestSecondSignalEndsTheProgramAtOnce(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t)
-	// Until this has ended, the first signal does not end the program.
+	// While this task runs, the first signal does not end the program.
 	taskOf(t, 202, post(p, `{"kind":"sleep","input":{"wait_time":10}}`))
 	p.Process.Signal(os.Interrupt)
 	for n := 0; n < 2000 && do(p, "GET", "/readyz", "").Code != 503; n++ {
-		// Each request is a round trip, and its reply says whether the signal has arrived.
+		// Each response says whether the signal has arrived.
 	}
-	// Not SIGINT again: a shell may have started this in the background with SIGINT ignored, and then it does nothing.
+	// Not SIGINT again: if a shell started this in the background, SIGINT is ignored.
 	if code := p.end(syscall.SIGTERM); code != -1 {
-		t.Errorf("exit code %d, want the signal to have killed it; the log is\n%s", code, brief(p.log.String()))
+		t.Errorf("exit code %d, want -1: killed by the signal; the log is\n%s", code, brief(p.log.String()))
 	}
 }
 
-// TestStopGoesOnWhenNobodyReadsTheLog: Ctrl-C ends the tee in "2>&1 | tee log.txt" too.
+// TestStopGoesOnWhenNobodyReadsTheLog: Ctrl-C also kills the tee in "2>&1 | tee log.txt".
 func TestStopGoesOnWhenNobodyReadsTheLog(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t)
@@ -1958,15 +1976,15 @@ func TestStopGoesOnWhenNobodyReadsTheLog(t *testing.T) {
 	wantEqual(t, "the exit code", p.end(syscall.SIGTERM), 0)
 }
 
-// TestStopLosesNoRequest: ten clients on kept-alive connections, a task that runs, and SIGTERM in the middle.
+// TestStopLosesNoRequest sends SIGTERM while ten clients use keep-alive connections and a task runs.
 func TestStopLosesNoRequest(t *testing.T) {
 	signalsWork(t)
 	p := startProcess(t, "-linger", "300ms", "-items", journalOf(t, `{"7": "seven"}`))
 	taskOf(t, 202, post(p, `{"kind":"sleep","input":{"wait_time":1}}`))
 	wantEqual(t, "the item from the file", do(p, "GET", "/v2/7", "").Body.String(), "\"seven\"\n")
-	wantEqual(t, "the status of an item of the lecture", do(p, "GET", "/v2/1", "").Code, 404)
+	wantEqual(t, "the status of one of the lecture's items", do(p, "GET", "/v2/1", "").Code, 404)
 	var clients sync.WaitGroup
-	busy := make(chan bool, 20) // a client has been served fifty times, or has left
+	busy := make(chan bool, 20) // receives when a client was served fifty times, or left
 	for range 10 {
 		clients.Go(func() {
 			defer func() { busy <- true }()
@@ -1976,11 +1994,11 @@ func TestStopLosesNoRequest(t *testing.T) {
 				if n == 50 {
 					busy <- true
 				}
-				// A POST: the transport would send a GET again by itself, on another connection.
+				// A POST, since the transport would retry a GET by itself on another connection.
 				resp, err := client.Post("http://"+p.host+"/nope", "", nil)
 				if err != nil {
-					if !errors.Is(err, syscall.ECONNREFUSED) { // of a new connection: the server is gone
-						t.Errorf("a client has lost a request: %v", err)
+					if !errors.Is(err, syscall.ECONNREFUSED) { // for a new connection, once the server is gone
+						t.Errorf("a client lost a request: %v", err)
 					}
 					return
 				}
@@ -2000,11 +2018,12 @@ func TestStopLosesNoRequest(t *testing.T) {
 	const served = `served requests=[1-9]\d+ queued=0 running=0 succeeded=1 failed=0 canceled=0\n`
 	want := "(?s)" + listening + ".*" + draining + ".*" + served + ".*stopped\n$"
 	if log := p.log.String(); !regexp.MustCompile(want).MatchString(log) {
-		t.Errorf("the log lacks some of %s, and ends with\n%s", want, log[max(0, len(log)-600):])
+		t.Errorf("the log doesn't match %s; it ends with\n%s", want, log[max(0, len(log)-600):])
 	}
 }
 
-// TestKillLosesNoAcknowledgedTask kills the program while it accepts, again and again, and asks the last one for all.
+// TestKillLosesNoAcknowledgedTask repeatedly kills the program while it accepts tasks, then asks the last run for all
+// of them.
 func TestKillLosesNoAcknowledgedTask(t *testing.T) {
 	args := []string{"-journal", journalOf(t), "-workers", "2"}
 	var acknowledged []string
@@ -2015,7 +2034,7 @@ func TestKillLosesNoAcknowledgedTask(t *testing.T) {
 			go func() { replies <- post(p, `{"kind":"primes","input":{"n":200000}}`) }()
 		}
 		for i := range cap(replies) {
-			if w := <-replies; i == 0 || w.Code != 502 { // the kill has cut it off
+			if w := <-replies; i == 0 || w.Code != 502 { // a 502 was cut off by the kill
 				acknowledged = append(acknowledged, taskOf(t, 202, w).ID)
 			}
 			p.Process.Kill()
@@ -2025,12 +2044,12 @@ func TestKillLosesNoAcknowledgedTask(t *testing.T) {
 	p := startProcess(t, args...)
 	for _, id := range acknowledged {
 		if task := taskOf(t, 200, do(p, "GET", "/tasks/"+id, "", "Prefer", "wait=5")); !task.Status.Finished() {
-			t.Fatalf("it was acknowledged, and five seconds later it is %+v", task)
+			t.Fatalf("an acknowledged task is unfinished after five seconds: %+v", task)
 		}
 	}
 }
 
-// TestHostileClients: each is answered, or not, and the connection is closed in time.
+// TestHostileClients checks that each connection is closed in time, with or without an answer.
 func TestHostileClients(t *testing.T) {
 	const get = "GET /healthz HTTP/1.1\r\nHost: x\r\n"
 	const post = "POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -2049,7 +2068,7 @@ func TestHostileClients(t *testing.T) {
 			begin := time.Now()
 			go io.WriteString(conn, tt.request)
 			if tt.client == "does not read" {
-				time.Sleep(30*time.Second + time.Second/2) // by then it is cut off
+				time.Sleep(30*time.Second + time.Second/2) // by then the connection is closed
 			}
 			reply, _ := io.ReadAll(conn)
 			got := fmt.Sprintf("%.12q after %v", reply, time.Since(begin).Truncate(time.Second))
@@ -2058,16 +2077,16 @@ func TestHostileClients(t *testing.T) {
 	}
 }
 
-// TestWaitingPoll outlives the server's timeouts, ends with its client, gets its result while the server drains, and
-// ends with the server.
+// TestWaitingPoll checks that a poll outlives the server's timeouts, ends when its client leaves, gets its result
+// during the drain, and ends with the server.
 func TestWaitingPoll(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		log, lines := newLog()
 		c := roomy
-		c.journal = journalOf(t) // so that the stop leaves a task in the queue
+		c.journal = journalOf(t) // so that the shutdown leaves a task in the queue
 		a, s := appStage(t, c, log)
 		var target []string
-		for range 5 { // one ends after the other, nine seconds each
+		for range 5 { // one after the other, nine seconds each
 			target = append(target, "/tasks/"+submit(t, a.tasks, "sleep", `{"wait_time":9}`).ID)
 		}
 		begin := time.Now()
@@ -2077,22 +2096,22 @@ func TestWaitingPoll(t *testing.T) {
 			wantEqual(t, "the poll", fmt.Sprint(task.Status, " after ", time.Since(begin).Round(time.Second)), want)
 		}
 		poll(target[4], "wait=0", "queued after 0s")
-		poll(target[4], "wait=30", "queued after 30s") // as long as the server gives other requests
+		poll(target[4], "wait=30", "queued after 30s") // the full WriteTimeout of other requests
 		impatient := &http.Transport{DialContext: s.Dial, ResponseHeaderTimeout: 100 * time.Millisecond}
 		do(remote("server", impatient), "GET", target[4], "", "Prefer", "wait=30")
 		synctest.Wait()
 		if !strings.Contains(lines.String(), "status=499") {
-			t.Errorf("the client has left, and the log is %s", brief(lines.String()))
+			t.Errorf("no 499 in the log of a client that left: %s", brief(lines.String()))
 		}
 		time.AfterFunc(time.Second, s.stop)
 		poll(target[3], "wait=30", "succeeded after 36s")
-		poll(target[4], "wait=30", "queued after 36s") // it will run after the next start
+		poll(target[4], "wait=30", "queued after 36s") // left for the next start
 		fatalIf(t, <-s.ended)
-		wantEqual(t, "the stop has lingered until", time.Since(begin).Round(time.Second), 38*time.Second)
+		wantEqual(t, "the end of the shutdown", time.Since(begin).Round(time.Second), 38*time.Second)
 	})
 }
 
-// TestShutdownEndsAPollThatNoDrainEnds, and the Stop hook waits for the task.
+// TestShutdownEndsAPollThatNoDrainEnds also checks that the Stop hook waits for the task.
 func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		a, s := appStage(t, roomy, discard)
@@ -2104,11 +2123,11 @@ func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
 		polled := taskOf(t, 200, do(remote("server", s.client.Transport), "GET", target, "", "Prefer", "wait=30"))
 		wantEqual(t, "the task at the shutdown", polled.Status, Running)
 		fatalIf(t, <-s.ended)
-		wantEqual(t, "the tasks that have succeeded at the end", a.tasks.Counts()[Succeeded], 1)
+		wantEqual(t, "tasks succeeded", a.tasks.Counts()[Succeeded], 1)
 	})
 }
 
-// TestFlood: submissions, cancels, lists and polls race, and every task ends exactly once.
+// TestFlood races submissions, cancels, lists and polls: every task must finish exactly once.
 func TestFlood(t *testing.T) {
 	a := newApp(config{workers: 2, queue: 10, keep: 10}, discard)
 	h := a.handler()
@@ -2136,11 +2155,11 @@ func TestFlood(t *testing.T) {
 	fatalIf(t, a.tasks.Stop(t.Context()))
 	counts := a.tasks.Counts()
 	if got := counts[Succeeded] + counts[Canceled]; int64(got) != accepted.Load() || len(a.tasks.jobs) > 10 {
-		t.Errorf("%d were accepted, and they became %v; %d are kept, want 10", accepted.Load(), counts, len(a.tasks.jobs))
+		t.Errorf("%d tasks were accepted and became %v; %d are kept, want at most 10", accepted.Load(), counts, len(a.tasks.jobs))
 	}
 }
 
-// BenchmarkHandler is the price of all that stands around a handler: log, id, recovery, routing.
+// BenchmarkHandler measures everything around a handler: the log line, the id, recovery, routing.
 func BenchmarkHandler(b *testing.B) {
 	bare := http.NewServeMux()
 	bare.HandleFunc("GET /users/{username}", func(w http.ResponseWriter, r *http.Request) { (&app{}).readUser(w, r) })
@@ -2153,7 +2172,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// BenchmarkSubmit is what the journal costs, over HTTP.
+// BenchmarkSubmit measures what the journal costs over HTTP.
 func BenchmarkSubmit(b *testing.B) {
 	for name, journal := range map[string]string{"in memory": "", "with a journal": journalOf(b)} {
 		b.Run(name, func(b *testing.B) {
@@ -2175,9 +2194,9 @@ func BenchmarkSubmit(b *testing.B) {
 	}
 }
 
-// BenchmarkGetWhileTasksRun is the lecture's promise: requests stay fast while tasks compute. The server is a process of
-// its own, since the client would compete with the tasks otherwise; try it with GOMAXPROCS=1 too. What counts are the
-// percentiles of busy beside those of idle.
+// BenchmarkGetWhileTasksRun measures the lecture's promise: requests stay fast while tasks compute. The server has its
+// own process, since the client would otherwise compete with the tasks; try GOMAXPROCS=1 too. Compare the percentiles of
+// busy with those of idle.
 func BenchmarkGetWhileTasksRun(b *testing.B) {
 	p := startProcess(b)
 	measure := func(b *testing.B) {
@@ -2202,19 +2221,20 @@ func BenchmarkGetWhileTasksRun(b *testing.B) {
 
 // ---- README.md and README.ko.md
 
-// readme returns a README. They speak of plainapi, so in a module of another name their tests skip.
+// readme returns a README. The READMEs describe plainapi, so a module with another name skips their
+// tests.
 func readme(t *testing.T, name string) string {
 	t.Helper()
 	if !strings.HasPrefix(read(t, "go.mod"), "module plainapi\n") {
-		t.Skip("the READMEs are plainapi's, and this module has a name of its own")
+		t.Skip("the READMEs describe plainapi, and this module has another name")
 	}
 	return read(t, name)
 }
 
-// fence finds the code: its language, and what stands between the fences. A picture in text is none: it holds words.
+// fence finds a code block's language and content. Text diagrams don't count: their words are translated.
 var fence = regexp.MustCompile("(?ms)^```(console|diff|go|python)\n(.*?)^```$")
 
-// wantLines compares two texts, and shows the first line that differs.
+// wantLines compares two texts and reports the first line that differs.
 func wantLines(t *testing.T, what, got, want string) {
 	t.Helper()
 	gots, wants := strings.Split(got+"\n(the end)", "\n"), strings.Split(want+"\n(the end)", "\n")
@@ -2230,14 +2250,14 @@ func TestReadmesHaveTheSameCode(t *testing.T) {
 	english := fence.FindAllString(readme(t, "README.md"), -1)
 	korean := fence.FindAllString(readme(t, "README.ko.md"), -1)
 	if len(english) < 20 {
-		t.Errorf("only %d blocks of code were found", len(english))
+		t.Errorf("found only %d code blocks", len(english))
 	}
 	wantLines(t, "the code in Korean", strings.Join(korean, "\n"), strings.Join(english, "\n"))
 }
 
 var idShape = regexp.MustCompile(`\b[a-z2-7]{8}-[1-9]\d*\b`)
 
-// volatile is what changes in a transcript from run to run: ids, times, and the length, which counts their digits.
+// volatile matches what varies between runs: ids, times, and the Content-Length that depends on them.
 var volatile = regexp.MustCompile(idShape.String() + `|\b[0-9a-f]{16}\b|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z` +
 	`|\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\.\d{6} s\b|Content-Length: \d+`)
 
@@ -2245,16 +2265,16 @@ func shapeOf(transcript string) string {
 	return strings.TrimSpace(volatile.ReplaceAllString(strings.ReplaceAll(transcript, "\r", ""), "…"))
 }
 
-// curlLine is a command with the options that the READMEs use, in their order.
+// curlLine matches a command with the options that the READMEs use, in this order.
 var curlLine = regexp.MustCompile(`^curl( -i)?( -w '%\{time_total\} s\\n')?` +
 	`(?: -X (\w+))?(?: -H '(.*?)')?(?: --json '(.*?)')? localhost:8000(/\S*)$`)
 
-// curl does what the curl of a README line would.
+// curl does what curl would do with a README's command.
 func (s *stage) curl(t *testing.T, command string) string {
 	t.Helper()
 	m := curlLine.FindStringSubmatch(command)
 	if m == nil {
-		t.Fatalf("%s: the test can't read it, it wants %s", command, curlLine)
+		t.Fatalf("%s: the test only understands %s", command, curlLine)
 	}
 	include, timed, method, header, body, path := m[1], m[2], m[3], cmp.Or(m[4], "Accept: */*"), m[5], m[6]
 	if body != "" {
@@ -2267,7 +2287,7 @@ func (s *stage) curl(t *testing.T, command string) string {
 		cmp.Or(method, "GET"), path, header, len(body), body)
 	raw, err := io.ReadAll(conn)
 	fatalIf(t, err)
-	reply := strings.Replace(string(raw), "Connection: close\r\n", "", 1) // which is for this test alone
+	reply := strings.Replace(string(raw), "Connection: close\r\n", "", 1) // sent only by this test
 	if include == "" {
 		_, reply, _ = strings.Cut(reply, "\r\n\r\n")
 	}
@@ -2285,26 +2305,26 @@ func TestReadmeTranscriptsHold(t *testing.T) {
 		for _, part := range strings.Split(text, "\n$ curl ")[1:] {
 			part, _, _ = strings.Cut(part, "\n```")
 			command, want, _ := strings.Cut("curl "+part, "\n")
-			command = regexp.MustCompile(`q3k5wdzb-\d+`).ReplaceAllString(command, lastID) // the READMEs' run was another
+			command = regexp.MustCompile(`q3k5wdzb-\d+`).ReplaceAllString(command, lastID) // an id of this run
 			got := s.curl(t, command)
 			wantLines(t, command, shapeOf(got), shapeOf(want))
 			lastID = cmp.Or(idShape.FindString(got), lastID)
 		}
 		if lastID == "" {
-			t.Error("no transcript of a task was found")
+			t.Error("found no transcript with a task")
 		}
 	})
 }
 
-// snippetName finds the name of a snippet's file, and what it stands beside: a lesson, or the app.
+// snippetName finds a snippet's file name, and the file it goes with: a lesson, or the app.
 var snippetName = regexp.MustCompile(`^// (\w+\.go), beside (the app|\w+\.go)`)
 
-// TestReadmeGoWorks: a snippet is lifted from the program to the letter, or compiles beside the lesson that its first
-// line names, or is the example's. That makes the program the reader's own, as the README says: renamed, with a model,
-// a route, a kind, a hook and a test. All tests are green there, and the READMEs' own skip.
+// TestReadmeGoWorks checks that every Go snippet is copied verbatim from the program, compiles beside the lesson in
+// its first line, or belongs to the example. The example turns the program into the reader's own, as the README says:
+// renamed, with a model, a route, a kind, a hook and a test. All tests must then pass; the READMEs' own are skipped.
 func TestReadmeGoWorks(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it runs the tests in a copy")
+		t.Skip("runs all tests in a copy")
 	}
 	text, program := readme(t, "README.md"), ""
 	files := map[string]string{"go.mod": "module example.com/mine\n\ngo 1.26\n", "main_test.go": read(t, "main_test.go")}
@@ -2321,17 +2341,17 @@ func TestReadmeGoWorks(t *testing.T) {
 		switch {
 		case language == "diff":
 			for _, hunk := range strings.Split(code, "@@")[1:] {
-				_, hunk, _ = strings.Cut(hunk, "\n") // behind @@ stands where it is
+				_, hunk, _ = strings.Cut(hunk, "\n") // after @@ is the hunk's place
 				old := marks.ReplaceAllString(added.ReplaceAllString(hunk, ""), "")
 				if strings.Count(files["main.go"], old) != 1 {
-					t.Fatalf("main.go has not one place for\n%s", hunk)
+					t.Fatalf("main.go does not have exactly one place for\n%s", hunk)
 				}
 				files["main.go"] = strings.Replace(files["main.go"], old, marks.ReplaceAllString(hunk, ""), 1)
 			}
 		case language != "go":
 		case name == nil:
 			if !strings.Contains(program, code) {
-				t.Errorf("the program does not have\n%s", code)
+				t.Errorf("not in the program:\n%s", code)
 			}
 		case name[2] == "the app":
 			files[name[1]] = code
@@ -2348,14 +2368,15 @@ func TestReadmeGoWorks(t *testing.T) {
 	}
 	for _, args := range []string{"vet ./...", "test -short -count=1 ."} {
 		cmd := exec.CommandContext(t.Context(), "go", strings.Fields(args)...)
-		cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // of the run around this one
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // not those of the outer go test
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %s: %v\n%s", args, err, brief(string(out)))
 		}
 	}
 }
 
-// TestReadmesListEveryFlagAndRoute, in tables: a flag with its default, a method with its path.
+// TestReadmesListEveryFlagAndRoute checks the tables: each flag with its default, each method with
+// its path.
 func TestReadmesListEveryFlagAndRoute(t *testing.T) {
 	oneFlag := regexp.MustCompile(`(?m)^  (-\S+).*\n.*?(?:\(default "?([^")]*)"?\))?$`)
 	oneRow := regexp.MustCompile("(?m)^\\| `?(-\\w+|[A-Z]+)`? \\| `?([^`|, ]*)")

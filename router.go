@@ -1,7 +1,7 @@
 // Lesson 1: which URL reaches which function?
 //
-// The lecture says: APIRouter is a small FastAPI. Give it a prefix, put the routes of one topic on
-// it, with a tag, and include it in the app:
+// The lecture says: an APIRouter is a small FastAPI app. Give it a prefix, add one topic's routes
+// with a tag, and include it in the app:
 //
 //	user_router = APIRouter(prefix="/users")
 //
@@ -10,8 +10,8 @@
 //
 //	app.include_router(user_router)
 //
-// Go says: since 1.22 http.ServeMux knows methods and wildcards, and a ServeMux is itself an
-// http.Handler, so one can stand inside another. That is a router:
+// Go says: since Go 1.22, http.ServeMux matches methods and wildcards, and a ServeMux is itself an
+// http.Handler, so one can be nested in another. That makes a router:
 //
 //	users := NewRouter("/users", "users")
 //	users.Get("/{username}", http.HandlerFunc(readUser)) // r.PathValue("username")
@@ -21,8 +21,8 @@
 //	app.Include(users)
 //	http.ListenAndServe("localhost:8000", app.Handler())
 //
-// This file imports the standard library alone. To use it elsewhere, copy it and write your own
-// package clause; it needs Go 1.23.
+// This file imports only the standard library. To use it elsewhere, copy it and change the package
+// clause. It needs Go 1.23.
 
 package main
 
@@ -43,12 +43,12 @@ import (
 	"unicode"
 )
 
-// Router is a set of routes under one prefix: FastAPI's APIRouter. Fill it and include it in
-// others, in any order, and call Handler on the outermost once everything is in place.
+// A Router is a set of routes under one prefix, like FastAPI's APIRouter. Add routes and include
+// routers in any order, then call Handler on the outermost one.
 type Router struct {
-	// NoMatch answers a request that no route fits. If the path has routes, but for other
-	// methods, the reply's Allow header is set when it is called: that is a 405, and else it is
-	// a 404. Only the outermost router's NoMatch is used; nil answers in plain text.
+	// NoMatch answers requests that match no route. If the path has routes for other methods, the
+	// Allow header is already set: answer 405, and otherwise 404. Only the outermost router's
+	// NoMatch is used; if nil, the answer is plain text.
 	NoMatch http.Handler
 
 	prefix     string
@@ -58,29 +58,29 @@ type Router struct {
 	subs       []*Router
 }
 
-// Route is one entry of the route table.
+// A Route is one entry in the route table.
 type Route struct {
 	Method  string   `json:"method"`
-	Path    string   `json:"path"`    // Routes returns it in full, with every prefix
-	Tags    []string `json:"tags"`    // those of every router around it, outermost first
-	Summary string   `json:"summary"` // made from the handler's name: readUser is "Read User"
-	Example string   `json:"example"` // a request body to try it with, shown at /docs
+	Path    string   `json:"path"`    // in full, with every prefix, when returned by Routes
+	Tags    []string `json:"tags"`    // the tags of all enclosing routers, outermost first
+	Summary string   `json:"summary"` // derived from the handler's name: "Read User" from readUser
+	Example string   `json:"example"` // a sample request body, shown at /docs
 
 	handler http.Handler
 }
 
-// NewRouter returns an empty router. The prefix is "", or starts with a slash and does not end
-// with one; it may hold wildcards ("/t/{tenant}/users"). NewRouter panics on any other.
+// NewRouter returns an empty router. The prefix is "" or starts with a slash and does not end with
+// one; it may contain wildcards ("/t/{tenant}/users"). NewRouter panics on any other prefix.
 func NewRouter(prefix string, tags ...string) *Router {
 	if prefix != "" && (prefix[0] != '/' || strings.HasSuffix(prefix, "/")) {
-		panic(fmt.Sprintf("router %q: a prefix starts with a slash and does not end with one", prefix))
+		panic(fmt.Sprintf("router %q: the prefix must start with a slash and not end with one", prefix))
 	}
 	mustParse("GET " + prefix + "/")
 	return &Router{prefix: prefix, tags: tags}
 }
 
-// Get registers h for GET and HEAD. The path is a ServeMux pattern below the prefix: "" is the
-// prefix itself, "/" the prefix with a slash and nothing behind it.
+// Get registers h for GET and HEAD. The path is the rest of a ServeMux pattern after the prefix: ""
+// is the prefix itself, "/" the prefix with a trailing slash.
 func (rt *Router) Get(path string, h http.Handler) *Route {
 	return rt.Handle(http.MethodGet, path, h)
 }
@@ -95,17 +95,18 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 	return rt.Handle(http.MethodDelete, path, h)
 }
 
-// Handle registers h for a method. The Route it returns may be given a Summary or an Example.
-// It panics on a path that is no pattern, on a bad method and on a nil handler, so that the stack
-// names the line with the mistake. An empty path without any prefix is found later, by Handler.
+// Handle registers h for a method. You may set Summary and Example on the Route it returns. It
+// panics on an invalid pattern, a bad method or a nil handler, so that the stack trace shows the
+// line with the mistake. An empty path without any prefix is reported later, by Handler.
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
 	if path != "" && path[0] != '/' {
-		panic(name + ": a path starts with a slash")
+		panic(name + ": the path must start with a slash")
 	}
-	// In a ServeMux pattern no method means any, and what follows a space may be a host.
+	// In a ServeMux pattern an empty method matches any method, and text after a space may be a
+	// host.
 	if method == "" || method == http.MethodConnect || strings.ContainsAny(method, " \t") {
-		panic(name + ": the method is empty, holds a space, or is CONNECT, which names no path")
+		panic(name + ": the method must not be empty, contain a space, or be CONNECT, which has no path")
 	}
 	if f := reflect.ValueOf(h); h == nil || f.Kind() == reflect.Func && f.IsNil() {
 		panic(name + ": the handler is nil")
@@ -116,14 +117,14 @@ func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	return route
 }
 
-// mustParse panics, in ServeMux's words, if it can't read the pattern.
+// mustParse panics with ServeMux's message if the pattern is invalid.
 func mustParse(pattern string) {
 	http.NewServeMux().Handle(pattern, http.NotFoundHandler())
 }
 
-// Use wraps every route of rt, and of the routers in it, in middleware: the first is outermost.
-// It runs after routing, so it knows r.Pattern, and a request that no route fits never reaches it.
-// It is called once for each route, so what it makes before it returns is that route's own.
+// Use wraps every route of rt, and of the routers in it, in middleware; the first is outermost. It
+// runs after routing: r.Pattern is set, and requests that match no route never reach it. Each
+// middleware is called once per route, so what it creates then is that route's own.
 func (rt *Router) Use(middleware ...func(http.Handler) http.Handler) {
 	rt.middleware = append(rt.middleware, middleware...)
 }
@@ -133,7 +134,7 @@ func (rt *Router) Include(sub *Router) {
 	rt.subs = append(rt.subs, sub)
 }
 
-// Routes lists the routes of rt, and then those of the routers in it.
+// Routes returns the routes of rt, then those of the routers in it.
 func (rt *Router) Routes() []Route { return rt.list("", nil) }
 
 func (rt *Router) list(prefix string, tags []string) (routes []Route) {
@@ -150,23 +151,23 @@ func (rt *Router) list(prefix string, tags []string) (routes []Route) {
 	return routes
 }
 
-// Handler builds the muxes and returns what serves them. If two routes conflict, it panics in
-// ServeMux's words, which name both: better before the first request than during it.
+// Handler builds the muxes and returns their handler. If two routes conflict, it panics with
+// ServeMux's message, which names both: better at startup than during a request.
 func (rt *Router) Handler() http.Handler {
 	mux := http.NewServeMux()
 	rt.fill(mux, "", nil)
-	methods := []string{http.MethodHead} // a ServeMux answers it wherever GET is
+	methods := []string{http.MethodHead} // a ServeMux matches HEAD wherever it matches GET
 	for _, route := range rt.Routes() {
 		methods = append(methods, route.Method)
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
 
-	// What no route fits comes to "/", which is the least specific pattern there is. A ServeMux
-	// would answer 404 and 405 itself, in plain text; with a catch-all it takes every 405 for a
-	// 404 (golang/go#65648), so this one asks the mux which other methods the path allows.
+	// A request that matches no route ends up at "/", the least specific pattern. On its own, a
+	// ServeMux answers 404 and 405 in plain text; with a catch-all, every 405 becomes a 404
+	// (golang/go#65648), so this one asks the mux which methods the path allows.
 	catchAll := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Pattern = "" // the catch-all is no route
+		r.Pattern = "" // the catch-all is not a route
 		var allow []string
 		for _, method := range methods {
 			if _, pattern := mux.Handler(&http.Request{Method: method, URL: r.URL}); pattern != "/" {
@@ -187,7 +188,7 @@ func (rt *Router) Handler() http.Handler {
 	mux.Handle("/", catchAll)
 
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Neither CONNECT nor the target * names a path, and ServeMux would answer in its own way.
+		// CONNECT and the target * have no path, and a ServeMux would answer them itself.
 		if r.RequestURI == "*" || r.Method == http.MethodConnect {
 			catchAll.ServeHTTP(w, r)
 			return
@@ -196,13 +197,13 @@ func (rt *Router) Handler() http.Handler {
 	})
 }
 
-// fill makes a mux of the routes of rt, enters it in the outermost one route by route (the same
-// pattern in both, the inner mux as the outer one's handler), and does so with every router in rt.
+// fill builds an inner mux with rt's routes and registers it in the outermost mux, route by route
+// (the same pattern in both), then does the same for every router included in rt.
 //
-// To mount the inner mux at its prefix ("/users/") would be one line. But a mount claims all paths
-// below it, for all methods: the 405 of a route beside it becomes a 404, and "/{user}/settings"
-// beside "/v1/" a conflict. And http.StripPrefix copies the request, and cuts the prefix out of
-// redirects and r.Pattern.
+// Mounting the inner mux at its prefix ("/users/") would take one line. But a mount claims every
+// path below the prefix for every method: a neighboring route's 405 becomes a 404, and
+// "/{user}/settings" conflicts with "/v1/". And http.StripPrefix copies the request and removes the
+// prefix from redirects and r.Pattern.
 func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func(http.Handler) http.Handler) {
 	inner := http.NewServeMux()
 	prefix += rt.prefix
@@ -210,7 +211,7 @@ func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func
 	for _, r := range rt.routes {
 		pattern := r.Method + " " + prefix + r.Path
 		if strings.HasSuffix(pattern, "/") {
-			pattern += "{$}" // exactly this path: a bare slash would match all that is below it
+			pattern += "{$}" // this path only: a trailing slash would match everything below it
 		}
 		h := r.handler
 		for _, wrap := range slices.Backward(middleware) {
@@ -224,29 +225,29 @@ func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func
 	}
 }
 
-// capital finds a capital letter that follows something else: a word begins there.
+// capital finds an uppercase letter after any other character: the start of a word.
 var capital = regexp.MustCompile(`(\P{Lu})(\p{Lu})`)
 
-// summary makes a title from the name of a handler function: "main.(*app).readUser-fm" is
-// "Read User". Other handlers, and functions without a name, have none.
+// summary derives a title from the name of a handler function: "main.(*app).readUser-fm" becomes
+// "Read User". Other handlers and function literals have none.
 func summary(h http.Handler) string {
 	f := reflect.ValueOf(h)
 	if f.Kind() != reflect.Func {
 		return ""
 	}
 	name := runtime.FuncForPC(f.Pointer()).Name()
-	name = strings.TrimSuffix(strings.TrimSuffix(name, "-fm"), "[...]") // of a method, of a generic function
+	name = strings.TrimSuffix(strings.TrimSuffix(name, "-fm"), "[...]") // of a method value, of a generic function
 	name = name[strings.LastIndexByte(name, '.')+1:]
 	if strings.Trim(strings.TrimPrefix(name, "func"), "0123456789") == "" {
-		return "" // a closure: "func1"
+		return "" // a function literal: "func1"
 	}
 	words := []rune(capital.ReplaceAllString(name, "$1 $2"))
 	words[0] = unicode.ToUpper(words[0])
 	return string(words)
 }
 
-// Docs serves a page that lists the routes of rt and tries them out: FastAPI's /docs. It loads
-// nothing from anywhere, and its policy lets no script run but its own, known by its hash.
+// Docs returns a page that lists rt's routes and tries them out, like FastAPI's /docs. It loads
+// nothing from elsewhere, and its policy allows only its own script and style, by their hashes.
 func (rt *Router) Docs() http.Handler {
 	hash := func(tag string) string {
 		_, content, _ := strings.Cut(page, "<"+tag+">")
@@ -256,10 +257,10 @@ func (rt *Router) Docs() http.Handler {
 	}
 	policy := "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
 		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	html := sync.OnceValue(func() string { // at the first request: more routes may follow this one
+	html := sync.OnceValue(func() string { // at the first request: routes may be added after this
 		table, err := json.Marshal(rt.Routes()) // escapes <, so no example can end the script element
 		if err != nil {
-			panic(err) // structs of strings
+			panic(err) // can't happen: only strings
 		}
 		return strings.Replace(page, "{{routes}}", string(table), 1)
 	})
@@ -291,17 +292,17 @@ pre { margin: 0; padding: .6rem .7rem; max-height: 24rem; overflow: auto; white-
 pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
 </style>
 <h1>Docs</h1><main></main>
-<template id="value"><label><input class="text" required pattern="(?!\.\.?$).+" title="not . or .."></label></template>
+<template id="value"><label><input class="text" required pattern="(?!\.\.?$).+" title="must not be . or .."></label></template>
 <template id="route"><details>
   <summary><b class="method"></b><b class="path"></b>&ensp;<span class="summary"></span></summary>
   <div class="columns"><form autocomplete="off" autocapitalize="off" spellcheck="false">
     <label class="query">Query <input class="text" name="query" placeholder="name=value"></label>
-    <label>Headers, one a line <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
+    <label>Headers, one per line <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
     <label class="body">Body <textarea class="text" name="body" rows="3"></textarea></label>
     <div><button class="send">Send</button> <button type="button" class="copy">Copy curl</button></div>
-    <pre class="curl" tabindex="0" role="region" aria-label="The same with curl"></pre>
+    <pre class="curl" tabindex="0" role="region" aria-label="As a curl command"></pre>
   </form><div class="reply">
-    <div><output class="status">No reply yet</output>&ensp;<span class="source"></span></div>
+    <div><output class="status">No response yet</output>&ensp;<span class="source"></span></div>
     <progress class="progress" aria-label="Progress" hidden></progress>
     <pre class="content" tabindex="0" role="region" aria-label="Body"></pre>
     <pre class="headers" tabindex="0" role="region" aria-label="Headers"></pre>
@@ -309,7 +310,7 @@ pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
 <script type="application/json" id="routes">{{routes}}</script>
 <script>
 const copyOf = id => document.getElementById(id).content.firstElementChild.cloneNode(true);
-// Whatever a server sends becomes the textContent of a part: it is shown, and cannot run.
+// Whatever the server sends is set as textContent, so it is shown and can't run.
 const part = (root, name) => root.querySelector("." + name);
 const wildcard = /\{[^$}]+\}/g; // {name} and {name...}, but not {$}
 function card(route) {
@@ -317,9 +318,9 @@ function card(route) {
   card.dataset.method = route.method;
   for (const name of ["method", "path", "summary"]) part(card, name).textContent = route[name];
   for (const [name] of route.path.matchAll(wildcard)) {
-    const label = copyOf("value"); // it refuses . and .., which a browser takes out of a path
+    const label = copyOf("value"); // it refuses . and .., which browsers remove from a path
     label.prepend(name);
-    label.lastElementChild.name = name; // in its braces: "{query}" is not the field "query"
+    label.lastElementChild.name = name; // with its braces: "{query}" can't clash with the field "query"
     part(card, "query").before(label);
   }
   const bare = part(card, "body").hidden = !route.example && ["GET", "HEAD", "DELETE"].includes(route.method);
@@ -335,7 +336,7 @@ function card(route) {
   part(card, "copy").onclick = () => navigator.clipboard?.writeText(curl(request()));
   form.onsubmit = event => {
     event.preventDefault();
-    part(card, "reply").replaceWith(part(copyOf("route"), "reply")); // by a blank one
+    part(card, "reply").replaceWith(part(copyOf("route"), "reply")); // clear the last response
     send(request(), part(card, "reply"));
   };
   return card;
@@ -343,26 +344,26 @@ function card(route) {
 function curl({ url, method, headers, body }) {
   const quote = text => "'" + text.replaceAll("'", "'\\''") + "'";
   const words = headers.map(header => "-H " + quote(header.join(": ")));
-  if (body) words.push("--data-raw " + quote(body)); // -d would read a file for @
-  return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  "); // -g: [] and {} are no patterns
+  if (body) words.push("--data-raw " + quote(body)); // -d would read a file if it starts with @
+  return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  "); // -g: take [] and {} literally
 }
-// A 202 says "accepted, look there later". So send looks there, again and again, until a reply has no Retry-After
-// or is an error, or until the next Send has taken the view out of the page.
+// A 202 means "accepted, look there later". So send polls its Location until a response has no Retry-After or is
+// an error, or until the next Send removes this view from the page.
 async function send(request, view) {
   let reply = await ask(request, view);
   const url = URL.parse(reply.headers.get("Location"), reply.url);
   if (reply.status != 202 || !reply.headers.has("Location") || url?.origin != location.origin) return;
   do {
     const seconds = Number(/^[1-9]\d{0,5}$/.exec(reply.headers.get("Retry-After")) ?? 1); // 1 for a date, too
-    part(view, "source").append(", again in " + seconds + " s");
+    part(view, "source").append(", polling again in " + seconds + " s");
     await new Promise(wake => setTimeout(wake, seconds * 1000));
     if (!view.isConnected) return;
     reply = await ask({ ...request, url, method: "GET", body: undefined }, view);
   } while (reply.ok && reply.headers.has("Retry-After"));
 }
-async function ask({ url, ...options }, view) { // shows the reply, and returns it
+async function ask({ url, ...options }, view) { // shows the response and returns it
   const start = performance.now(), shown = { headers: "", content: "" };
-  let reply = Response.error(), json; // no reply, until all of it is here
+  let reply = Response.error(), json; // until the whole response has arrived
   try {
     const response = await fetch(url, { cache: "no-store", ...options });
     shown.content = await response.text();
@@ -372,7 +373,7 @@ async function ask({ url, ...options }, view) { // shows the reply, and returns 
     json = JSON.parse(shown.content);
     shown.content = JSON.stringify(JSON.parse(shown.content, exact), null, 2);
   } catch (error) {
-    shown.status ??= "No reply: " + error.message; // else it is only no JSON
+    shown.status ??= "No response: " + error.message; // otherwise it is just not JSON
   }
   shown.source = options.method + " " + url.pathname + " in " + Math.round(performance.now() - start) + " ms";
   for (const name in shown) part(view, name).textContent = shown[name];
@@ -381,7 +382,7 @@ async function ask({ url, ...options }, view) { // shows the reply, and returns 
   part(view, "progress").value = Math.max(0, Math.min(json?.progress, 1)) || 0;
   return reply;
 }
-// A long number is shown as it was sent: JavaScript would round it.
+// Long numbers are shown as they were sent; JavaScript would round them.
 const exact = (key, value, { source } = {}) => typeof value == "number" && JSON.rawJSON?.(source) || value;
 const routes = JSON.parse(document.getElementById("routes").textContent) ?? [];
 const tags = route => route.tags?.length ? route.tags : ["default"];

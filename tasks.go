@@ -1,16 +1,16 @@
-// Lesson 3: how do I answer now, and work later?
+// Lesson 3: how do I answer now and work later?
 //
-// The lecture says: run what takes long in the background, answer at once, keep the result
-// somewhere, and let the client ask for it with GET:
+// The lecture says: run slow work in the background, answer at once, store the result, and let the
+// client fetch it with GET:
 //
 //	@app.post("/task", status_code=202)
 //	def create_task(task_input: TaskInput, background_tasks: BackgroundTasks):
 //	    background_tasks.add_task(cpu_bound_task, task_input.id_, task_input.wait_time)
 //	    return task_input.id_
 //
-// Go says: a goroutine is one word, but a server needs the rest of the sentence: how many at
-// once, how many may wait, who sees the result, what happens at the end. That is a mutex around a
-// map of jobs, a queue with a bound, and a fixed number of workers:
+// Go says: starting a goroutine takes one word, but a server must also decide how many run at once,
+// how many may wait, who sees the result, and what happens at shutdown. That takes a map of jobs
+// under a mutex, a bounded queue, and a fixed number of workers:
 //
 //	tasks := NewTasks(Config{Kinds: map[string]Kind{"mail": {Run: sendMail}}})
 //	if err := tasks.Start(""); err != nil { // "": no journal, in memory only
@@ -18,14 +18,15 @@
 //	}
 //	defer tasks.Stop(context.Background())
 //
-//	task, err := tasks.Submit("mail", input) // at once: answer 202, and task.ID
+//	task, err := tasks.Submit("mail", input) // at once: answer 202 with task.ID
 //	task, err = tasks.Get(task.ID)           // later: task.Status, task.Result
 //
-// The queue is a slice under the mutex, with a sync.Cond to wake the workers, and not a channel:
-// a task that waits can be canceled, counted and listed, while a channel can only be received from.
+// The queue is a slice under the mutex, with a sync.Cond to wake the workers, rather than a
+// channel: a waiting task can be canceled, counted and listed, but a channel can only be received
+// from.
 //
-// This file imports the standard library alone. To use it elsewhere, copy it and write your own
-// package clause; it needs Go 1.25.
+// This file imports only the standard library. To use it elsewhere, copy it and change the package
+// clause. It needs Go 1.25.
 
 package main
 
@@ -53,31 +54,32 @@ import (
 	"time"
 )
 
-// Run does the work of a task, and may say how far it is, from 0 to 1. Its ctx ends when the task
-// is canceled or Stop's time is over; it should return soon after that.
+// Run does a task's work, and may report its progress, from 0 to 1. Its ctx is canceled when the
+// task is canceled or Stop runs out of time; Run should return soon after that.
 type Run func(ctx context.Context, input json.RawMessage, progress func(float64)) (result any, err error)
 
 // Kind is one kind of task.
 type Kind struct {
-	// Check refuses a bad input when it is submitted, or returns it with the defaults filled in.
-	// nil takes any JSON.
+	// Check rejects bad input at submission, and returns good input with the defaults filled in.
+	// nil accepts any JSON.
 	Check func(input json.RawMessage) (json.RawMessage, error)
 	Run   Run
 }
 
-// Config is what NewTasks needs.
+// Config holds the settings for NewTasks.
 type Config struct {
 	Kinds   map[string]Kind
-	Workers int // how many tasks run at once; 0: one less than GOMAXPROCS, at least one
-	Queue   int // how many may wait for a worker; 0: 1000
-	Keep    int // how many finished ones can still be fetched; 0: 1000
+	Workers int // how many tasks run at once; 0 means GOMAXPROCS-1, but at least 1
+	Queue   int // how many may wait for a worker; 0 means 1000
+	Keep    int // how many finished tasks can still be fetched; 0 means 1000
 
-	Error func(error) json.RawMessage // what a client may know of an error; nil: that there was one
+	Error func(error) json.RawMessage // what a client may know about an error; nil: only that there was one
 	Log   *slog.Logger                // nil: slog.Default()
 }
 
-// Status is where a task is: queued, then running, then one of the other three for good. A queued
-// task may be canceled too; and with a journal a stop or a crash makes a running one queued again.
+// Status is a task's state: queued, then running, then finally one of the other three. A queued
+// task can also be canceled, and with a journal a shutdown or a crash makes a running task queued
+// again.
 type Status string
 
 const (
@@ -94,87 +96,88 @@ var Statuses = []Status{Queued, Running, Succeeded, Failed, Canceled}
 // Finished reports whether the status is final.
 func (s Status) Finished() bool { return s == Succeeded || s == Failed || s == Canceled }
 
-// Task is a copy of what is known of a task. The bytes of its JSON fields are shared: read only.
-// Attempt is how often it was started since it was submitted, or since the last orderly stop.
+// Task is a snapshot of a task. The bytes of its JSON fields are shared, so don't modify them.
+// Attempt counts how often it was started since it was submitted or since the last graceful
+// shutdown.
 type Task struct {
 	ID         string          `json:"id"`
 	Kind       string          `json:"kind"`
 	Status     Status          `json:"status"`
 	Attempt    int             `json:"attempt"`
-	Progress   float64         `json:"progress"` // 0 to 1, never backwards while it runs
+	Progress   float64         `json:"progress"` // 0 to 1; never decreases during a run
 	Input      json.RawMessage `json:"input"`
-	Result     json.RawMessage `json:"result,omitempty"` // of one that succeeded
-	Error      json.RawMessage `json:"error,omitempty"`  // of one that failed or was canceled
+	Result     json.RawMessage `json:"result,omitempty"` // if it succeeded
+	Error      json.RawMessage `json:"error,omitempty"`  // if it failed or was canceled
 	CreatedAt  time.Time       `json:"created_at"`
 	StartedAt  time.Time       `json:"started_at,omitzero"`
 	FinishedAt time.Time       `json:"finished_at,omitzero"`
 }
 
-// What Submit, Get, Wait and Cancel return, and what tasks are canceled or failed with.
+// Errors that Submit, Get, Wait and Cancel return, and that tasks fail or are canceled with.
 var (
 	ErrUnknownKind  = errors.New("no such kind of task")
 	ErrQueueFull    = errors.New("the queue is full")
-	ErrNotAccepting = errors.New("no tasks are accepted now")
+	ErrNotAccepting = errors.New("no tasks are being accepted")
 	ErrNotFound     = errors.New("no such task")
-	ErrGone         = errors.New("the task is no longer known")
+	ErrGone         = errors.New("the task is no longer available")
 	ErrFinished     = errors.New("the task has already finished")
 	ErrCanceled     = errors.New("the task was canceled")
-	ErrStopped      = errors.New("the server stopped before the task had finished")
-	ErrCrashed      = errors.New("the server crashed three times while the task ran")
+	ErrStopped      = errors.New("the server stopped before the task finished")
+	ErrCrashed      = errors.New("the server crashed three times while running the task")
 	ErrKindGone     = errors.New("the server no longer has this kind of task")
 )
 
-// Tasks is the map of background jobs, and the workers that empty its queue.
+// Tasks holds the background jobs, their queue, and the workers that empty it.
 type Tasks struct {
 	config  Config
-	runID   string   // the first half of the ids that this run of the program gives
-	journal *os.File // set by Start; nil: none
+	runID   string   // the first half of every id that this run of the program assigns
+	journal *os.File // set by Start; nil if there is none
 	workers sync.WaitGroup
-	report  sync.Once // of a broken journal to the log
+	report  sync.Once // logs a broken journal once
 
-	mu        sync.Mutex // guards all below, and every job
-	wake      sync.Cond  // there is something new for a worker: a task, the stop, a broken journal
+	mu        sync.Mutex // guards the fields below and every job
+	wake      sync.Cond  // signals the workers: a new task, Stop, or a broken journal
 	accepting bool
 	stopping  bool   // Stop was called
-	last      uint64 // the second half of the last id given
+	last      uint64 // the second half of the last id assigned
 	jobs      map[string]*job
-	created   []string // ids, in the order of creation; up to half of them may be forgotten
-	queue     []string // ids of the queued, in that order
-	finished  []string // ids of the finished that are kept, in the order they finished
+	created   []string // ids in order of creation; up to half may belong to dropped tasks
+	queue     []string // ids of the queued tasks, in order
+	finished  []string // ids of the finished tasks still kept, in the order they finished
 	counts    map[Status]int
 	broken    error // why the journal can no longer be written
 }
 
-// job is a task with its context, which ends when the task does, or earlier by Cancel or Stop. Run
-// gets it, and Wait waits for its end.
+// job is a task with its context, which is canceled when the task finishes, or earlier by Cancel or
+// Stop. Run gets it, and Wait waits for it.
 type job struct {
 	Task
 	ctx context.Context
 	end context.CancelCauseFunc
 }
 
-// NewTasks returns an empty set of tasks. It accepts none before Start. It panics on a Config with
-// a negative number.
+// NewTasks returns a Tasks that is empty and accepts no tasks before Start. It panics if a number
+// in c is negative.
 func NewTasks(c Config) *Tasks {
 	if c.Workers < 0 || c.Queue < 0 || c.Keep < 0 {
-		panic(fmt.Sprintf("tasks: a negative number: %d workers, a queue of %d, %d kept", c.Workers, c.Queue, c.Keep))
+		panic(fmt.Sprintf("tasks: negative number in Config: Workers %d, Queue %d, Keep %d", c.Workers, c.Queue, c.Keep))
 	}
-	// One of Go's processors, if there are two, stays free for the requests: with none left, the
-	// scheduler looks at the network every 10 ms.
+	// One of Go's processors, if there are at least two, stays free for requests: with none free,
+	// the scheduler polls the network only every 10 ms.
 	c.Workers = cmp.Or(c.Workers, max(1, runtime.GOMAXPROCS(0)-1))
 	c.Queue = cmp.Or(c.Queue, 1000)
 	c.Keep = cmp.Or(c.Keep, 1000)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.Error == nil {
-		c.Error = func(error) json.RawMessage { return nil } // which becomes what problem says
+		c.Error = func(error) json.RawMessage { return nil } // problem then uses its own text
 	}
 	t := &Tasks{config: c, runID: strings.ToLower(rand.Text()[:8]), jobs: map[string]*job{}, counts: map[Status]int{}}
 	t.wake.L = &t.mu
 	return t
 }
 
-// Start reads the journal, a file's path, if it is not "", and starts the workers. Call it once,
-// and nothing else while it runs.
+// Start reads the journal at this path, if it is not "", and starts the workers. Call it once, and
+// call nothing else before it returns.
 func (t *Tasks) Start(journal string) error {
 	if journal != "" {
 		if err := t.openJournal(journal); err != nil {
@@ -190,9 +193,9 @@ func (t *Tasks) Start(journal string) error {
 	return nil
 }
 
-// Submit queues a task and returns at once. The error is ErrUnknownKind, ErrQueueFull, Check's, or
-// that the input is no JSON; or ErrNotAccepting: before Start, after Stop was called, and when the
-// journal can't be written.
+// Submit queues a task and returns at once. Its error is ErrUnknownKind; ErrQueueFull; Check's or,
+// without a Check, a JSON error; or ErrNotAccepting before Start, after Stop, and when the journal
+// can't be written.
 func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	k, ok := t.config.Kinds[kind]
 	if !ok {
@@ -228,12 +231,12 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	return task, nil
 }
 
-// set stores what a task is from now on, and forgets the oldest of too many that have finished. The
-// journal comes first: see write. t.mu is held, or Start has not returned yet.
+// set stores a task's new state, and drops the oldest finished tasks beyond Keep. Write the state
+// to the journal first. The caller holds t.mu, or is Start.
 func (t *Tasks) set(to Task) {
 	j := t.jobs[to.ID]
 	if j == nil {
-		// Not the request's context, nor that of the Start hook: a task outlives both.
+		// Neither the request's context nor the Start hook's: a task outlives both.
 		ctx, end := context.WithCancelCause(context.Background())
 		j = &job{ctx: ctx, end: end}
 		t.jobs[to.ID] = j
@@ -246,9 +249,9 @@ func (t *Tasks) set(to Task) {
 	if !to.Status.Finished() {
 		return
 	}
-	j.end(nil) // a cause that it has been given already stays
+	j.end(nil) // a cause set earlier stays
 	t.finished = append(t.finished, to.ID)
-	for len(t.finished) > t.config.Keep { // the oldest is forgotten
+	for len(t.finished) > t.config.Keep { // drop the oldest
 		delete(t.jobs, t.finished[0])
 		t.finished = t.finished[1:]
 	}
@@ -257,20 +260,20 @@ func (t *Tasks) set(to Task) {
 	}
 }
 
-// work is a worker: it runs one task, and leaves the next to another goroutine, since Run may have
-// ended this one with runtime.Goexit.
+// work is a worker: it runs one task and starts another goroutine for the next one, since Run may
+// end this one with runtime.Goexit.
 func (t *Tasks) work() {
 	j, task, err := t.next()
 	if err != nil {
 		if err != ErrStopped {
-			t.report.Do(func() { t.config.Log.Error("no task is accepted or started any more", "cause", err) })
+			t.report.Do(func() { t.config.Log.Error("no more tasks are accepted or started", "cause", err) })
 		}
 		return
 	}
 	defer t.workers.Go(t.work)
 
 	var result json.RawMessage
-	err = errors.New("the task ended its goroutine")
+	err = errors.New("the task called runtime.Goexit")
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -280,8 +283,8 @@ func (t *Tasks) work() {
 	result, err = t.run(j, task)
 }
 
-// next waits for a task and marks it as running. The error says that there will be none: the queue
-// is empty, and Stop was called or the journal is broken.
+// next waits for a task and marks it as running. It returns an error when there will be no more:
+// the queue is empty, and Stop was called or the journal is broken.
 func (t *Tasks) next() (*job, Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -302,16 +305,17 @@ func (t *Tasks) next() (*job, Task, error) {
 	return j, task, nil
 }
 
-// run calls the Run of the task's kind. task is a copy, since Cancel may change j's meanwhile.
+// run calls the Run of the task's kind. task is a copy, since Cancel may change the one in j
+// meanwhile.
 func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
 	kind, ok := t.config.Kinds[task.Kind]
 	if !ok {
-		return nil, ErrKindGone // it comes from a journal
+		return nil, ErrKindGone // the task is from a journal
 	}
 	result, err := kind.Run(j.ctx, task.Input, func(p float64) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if j.Status == Running && p > j.Progress { // which NaN never is
+		if j.Status == Running && p > j.Progress { // false for NaN
 			j.Progress = min(p, 1)
 		}
 	})
@@ -321,8 +325,8 @@ func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
 	return encode(result)
 }
 
-// finish records what a task returned, unless it was canceled meanwhile. A result that can't be
-// written to the journal is shown all the same, and the next start runs the task again.
+// finish records a task's outcome, unless it was canceled meanwhile. If the journal can't be
+// written, the outcome is shown anyway, and the next start runs the task again.
 func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	status, problem := Succeeded, json.RawMessage(nil)
 	if err != nil {
@@ -341,7 +345,7 @@ func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	log := t.config.Log.With("id", to.ID, "kind", to.Kind, "duration", to.FinishedAt.Sub(to.StartedAt))
 	switch {
 	case unwritten != nil:
-		log.Error("the task's end is not in the journal: the next start will run it again", "cause", errors.Join(unwritten, err))
+		log.Error("the task's outcome is not in the journal: the next start will run it again", "cause", errors.Join(unwritten, err))
 	case err != nil:
 		log.Error("task failed", "cause", err)
 	default:
@@ -349,7 +353,7 @@ func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	}
 }
 
-// ended returns how the task will look when it has finished.
+// ended returns the task as it will be once finished.
 func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 	task.Status, task.Result, task.Error, task.FinishedAt = status, result, problem, time.Now().UTC()
 	if status == Succeeded {
@@ -358,14 +362,14 @@ func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 	return task
 }
 
-// requeued returns how the task will look when it waits for its next run.
+// requeued returns the task as it will be while it waits to run again.
 func (task Task) requeued(attempt int) Task {
 	task.Status, task.Attempt, task.StartedAt, task.Progress = Queued, attempt, time.Time{}, 0
 	return task
 }
 
-// problem is what a client may know of err. Config.Error is foreign code: it is never called under
-// the mutex, and may panic, or return what is no JSON, without harm to the program or the journal.
+// problem returns what a client may know about err. Config.Error is the caller's code: it is never
+// called under the mutex, and a panic or invalid JSON harms neither the program nor the journal.
 func (t *Tasks) problem(err error) (problem json.RawMessage) {
 	defer func() {
 		if recover() != nil || !json.Valid(problem) {
@@ -375,7 +379,7 @@ func (t *Tasks) problem(err error) (problem json.RawMessage) {
 	return t.config.Error(err)
 }
 
-// encode is json.Marshal, but leaves <, > and & as they are.
+// encode is json.Marshal without escaping <, > and &.
 func encode(v any) (json.RawMessage, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -386,9 +390,9 @@ func encode(v any) (json.RawMessage, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Get returns a task. The error is ErrGone for an id of this run that is forgotten, and for any
-// unknown one of another run; and ErrNotFound for a number that this run has not given yet, and
-// for what is no id.
+// Get returns a task. The error is ErrGone for a task of this run that was dropped and for an
+// unknown task of another run, and ErrNotFound for an id that this run has not assigned yet or that
+// is malformed.
 func (t *Tasks) Get(id string) (Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -399,11 +403,11 @@ func (t *Tasks) Get(id string) (Task, error) {
 	return j.Task, nil
 }
 
-// taskID is <run>-<number>, so that an id tells its own story: whether this run has given it can be
-// seen without a list of all that it gave.
+// taskID matches <run>-<number>. The id alone shows whether this run has assigned it: no list of
+// old ids is needed.
 var taskID = regexp.MustCompile(`^[a-z2-7]{8}-[1-9][0-9]{0,17}$`)
 
-// find returns a job, ErrGone or ErrNotFound. t.mu is held.
+// find returns a job, ErrGone or ErrNotFound. The caller holds t.mu.
 func (t *Tasks) find(id string) (*job, error) {
 	if j := t.jobs[id]; j != nil {
 		return j, nil
@@ -416,8 +420,8 @@ func (t *Tasks) find(id string) (*job, error) {
 	return nil, ErrGone
 }
 
-// Wait is Get, but first waits until the task has finished, is left for the next start by Stop, or
-// ctx ends.
+// Wait is like Get, but first waits until the task has finished, Stop has left it for the next
+// start, or ctx is done.
 func (t *Tasks) Wait(ctx context.Context, id string) (Task, error) {
 	t.mu.Lock()
 	j, err := t.find(id)
@@ -434,7 +438,7 @@ func (t *Tasks) Wait(ctx context.Context, id string) (Task, error) {
 	return j.Task, nil
 }
 
-// List returns the newest tasks first, at most limit of them: of one status, or of all if it is "".
+// List returns at most limit tasks with this status, or with any if it is "", newest first.
 func (t *Tasks) List(status Status, limit int) []Task {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -450,11 +454,11 @@ func (t *Tasks) List(status Status, limit int) []Task {
 	return tasks
 }
 
-// Cancel ends a task: it is canceled from this moment, its context ends with ErrCanceled, and
-// what it still returns is dropped. To cancel it again is no error. The error is Get's; ErrFinished
-// if the task has succeeded or failed; ErrNotAccepting if the journal can't be written; or
-// ErrStopped if Stop has left the task in the journal. The last two refuse what the next start
-// would undo.
+// Cancel cancels a task at once: its context is canceled with ErrCanceled, and what its Run still
+// returns is discarded. Canceling it again is not an error. The error is Get's; ErrFinished if the
+// task has succeeded or failed; ErrNotAccepting if the journal can't be written; or ErrStopped if
+// Stop has left the task in the journal. In the last two cases the next start would undo the
+// cancellation.
 func (t *Tasks) Cancel(id string) (Task, error) {
 	problem := t.problem(ErrCanceled)
 	t.mu.Lock()
@@ -469,7 +473,7 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 	case Succeeded, Failed:
 		return j.Task, ErrFinished
 	}
-	if j.ctx.Err() != nil { // Stop has left it to the journal
+	if j.ctx.Err() != nil { // Stop has left it in the journal
 		return Task{}, ErrStopped
 	}
 	to := j.ended(Canceled, nil, problem)
@@ -482,7 +486,7 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 	return to, nil
 }
 
-// Counts returns how many tasks are in each status, with those forgotten since Start.
+// Counts returns how many tasks are in each status, including those dropped since Start.
 func (t *Tasks) Counts() map[Status]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -496,14 +500,14 @@ func (t *Tasks) Ready() bool {
 	return t.accepting
 }
 
-// Stop refuses new tasks, and waits until the accepted ones have finished or ctx ends: the running
-// ones, and the queue too, unless a journal keeps it for the next start. What is left then is
-// named in the log and cut off: its context ends with ErrStopped, and it is canceled, or, with a
-// journal, queued for the next start. Last, the journal is closed; the error is what went wrong
-// with it. Get, Wait and List go on.
+// Stop refuses new tasks, and waits until the accepted ones have finished or ctx is done: the
+// running tasks, and the queued ones too unless a journal keeps them for the next start. The rest
+// is logged and cut off: its contexts are canceled with ErrStopped, and it becomes canceled or,
+// with a journal, queued for the next start. Last, Stop closes the journal and returns its error.
+// Get, Wait and List keep working.
 //
-// A second call waits for the tasks that were cut off to return. Its error says that one had not
-// when ctx ended.
+// A second call waits for the tasks that were cut off to return, and returns an error if ctx is
+// done first.
 func (t *Tasks) Stop(ctx context.Context) error {
 	t.mu.Lock()
 	again, running, queued := t.stopping, t.counts[Running], t.counts[Queued]
@@ -514,7 +518,7 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	t.wake.Broadcast()
 	t.mu.Unlock()
 	if !again && running+queued > 0 {
-		t.config.Log.Info("waiting for the tasks", "running", running, "queued", queued, "queue stays", t.journal != nil)
+		t.config.Log.Info("waiting for tasks", "running", running, "queued", queued, "queue_kept", t.journal != nil)
 	}
 
 	over, done := context.WithCancel(ctx)
@@ -527,12 +531,12 @@ func (t *Tasks) Stop(ctx context.Context) error {
 		return t.cutOff()
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("a task goes on although its context has ended: %w", ctx.Err())
+		return fmt.Errorf("a task is still running although its context was canceled: %w", ctx.Err())
 	}
 	return nil
 }
 
-// cutOff ends what is left when Stop's time is over, and closes the journal.
+// cutOff ends the tasks still left after Stop's wait, and closes the journal.
 func (t *Tasks) cutOff() error {
 	problem := t.problem(ErrStopped)
 	t.mu.Lock()
@@ -546,20 +550,20 @@ func (t *Tasks) cutOff() error {
 		j.end(ErrStopped)
 		to := j.ended(Canceled, nil, problem)
 		if t.journal != nil {
-			to = j.requeued(0) // an orderly stop counts anew
+			to = j.requeued(0) // a graceful shutdown resets the count
 			if j.Status == Running || j.Attempt > 0 {
-				_ = t.write(to) // if that fails, broken says so below
+				_ = t.write(to) // a failure is in t.broken, returned below
 			}
 		}
 		t.set(to)
 	}
-	t.queue = nil // from here on nothing is written
+	t.queue = nil // nothing is written after this
 	broken := t.broken
 	t.mu.Unlock()
 
 	if t.journal == nil {
 		if len(left) > 0 {
-			t.config.Log.Warn("tasks were canceled by the stop", "ids", left)
+			t.config.Log.Warn("tasks were canceled by the shutdown", "ids", left)
 		}
 		return nil
 	}
@@ -569,24 +573,23 @@ func (t *Tasks) cutOff() error {
 	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
 
-// The journal: a write-ahead log. Every change of a task's status is a line of JSON, the task as it
-// is from then on, written before anyone is told; Start reads the lines, and the last one of a task
-// wins.
+// The journal is a write-ahead log. Every change of a task's status is one line of JSON, the task's
+// new state, written before anyone is told. Start reads the lines; a task's last line wins.
 //
-// What it promises: a task that was acknowledged is not lost when the program is killed. One that
-// had not finished runs again, unless it was running at three crashes with no orderly stop between.
-// What it does not promise: to survive a power loss (a line is not synced before Stop), or two
-// programs on one file; nor to stay small while the program runs: only Start compacts it.
+// It promises that an acknowledged task is not lost when the program is killed. An unfinished one
+// runs again, unless it was running in three crashes with no graceful shutdown in between. It does
+// not promise to survive a power loss (a line is not synced before Stop), to work with two programs
+// on one file, or to stay small while the program runs (only Start compacts it).
 //
-// Its answer to trouble is to stop, not to repair. A line that can't be read stops the start; after
-// a line that can't be written no task is accepted or started.
+// When something is wrong it stops and does not repair. A line that can't be read makes Start fail;
+// after a failed write, no task is accepted or started.
 
-// maxAttempts is at how many crashes a task may be running, with no orderly stop between. After
-// that the task is taken for the cause. A second signal, which kills, counts as a crash too.
+// maxAttempts is how many crashes, with no graceful shutdown in between, may find a task running.
+// Then it is blamed for them, and fails. A second signal, which kills, counts as a crash too.
 const maxAttempts = 3
 
-// write appends a line. The first one that fails is the last: another would stand behind half a
-// line. All that was acknowledged is before it, and the next start finds it. t.mu is held.
+// write appends a line. After a failed write it writes no more: the next line would follow half a
+// line. The next start finds all that was acknowledged before. The caller holds t.mu.
 func (t *Tasks) write(to Task) error {
 	if t.journal == nil {
 		return nil
@@ -599,27 +602,27 @@ func (t *Tasks) write(to Task) error {
 		return err
 	}
 	if !json.Valid(line) {
-		return errors.New("it is nested too deeply to be read back from the journal")
+		return errors.New("the JSON is nested too deeply to be read back from the journal")
 	}
 	if _, err := t.journal.Write(append(line, '\n')); err != nil {
 		t.accepting, t.queue = false, nil
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
-		t.wake.Broadcast() // the workers end
+		t.wake.Broadcast() // so that the workers end
 	}
 	return t.broken
 }
 
-// openJournal reads the file, and puts a new one in its place with what is kept. If that fails, the
-// file still says what it said.
+// openJournal reads the file and replaces it with a compacted one. If it fails, the file is
+// unchanged.
 func (t *Tasks) openJournal(path string) error {
-	// A pipe would block when it is opened, so what is there is looked at first.
+	// Look at the file's type first: opening a pipe would block.
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("the journal %s is not a regular file", path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // it holds what clients sent
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // private: it holds clients' data
 	if err == nil {
 		defer f.Close()
-		path, err = filepath.EvalSymlinks(path) // or the new file would replace a link
+		path, err = filepath.EvalSymlinks(path) // or the new file would replace a symlink
 	}
 	if err != nil {
 		return fmt.Errorf("open the journal: %w", err)
@@ -628,52 +631,52 @@ func (t *Tasks) openJournal(path string) error {
 		return err
 	}
 	t.resume()
-	f.Close() // Windows replaces no open file
+	f.Close() // Windows can't replace an open file
 	if t.journal, err = t.compact(path); err != nil {
 		return fmt.Errorf("compact the journal: %w", err)
 	}
-	t.config.Log.Info("read the journal", "file", path, "tasks", len(t.jobs), "run again", len(t.queue))
+	t.config.Log.Info("journal read", "file", path, "tasks", len(t.jobs), "requeued", len(t.queue))
 	return nil
 }
 
-// replay reads the file, line by line, and keeps what retention keeps. Half a line at its end is a
-// write that the end of the program cut off, so that nobody was told; but if it does not begin as a
-// line of a journal does, another file was named.
+// replay reads the file line by line and keeps what Config.Keep allows. Half a line at the end is a
+// write that a crash cut short, so nobody was told; but if it doesn't begin like a journal line,
+// this is some other file.
 func (t *Tasks) replay(f *os.File) error {
-	const begin = `{"id":"` // of every line that is written
-	r := bufio.NewReader(f) // not a bufio.Scanner: it ends at a line of 64 KiB, silently
+	const begin = `{"id":"` // how every line begins
+	r := bufio.NewReader(f) // not a bufio.Scanner, which stops at a line over 64 KiB
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
 		switch {
 		case err == io.EOF && len(line) == 0:
 			return nil
-		case err == nil || err == io.EOF && json.Valid(line): // whole, even if its line feed is missing
+		case err == nil || err == io.EOF && json.Valid(line): // complete, even if its newline is missing
 			err = t.restore(line)
 		case err == io.EOF && (bytes.HasPrefix(line, []byte(begin)) || strings.HasPrefix(begin, string(line))):
-			t.config.Log.Warn("dropped half a line at the journal's end", "file", f.Name(), "line", n, "bytes", len(line))
+			t.config.Log.Warn("dropped half a line at the end of the journal", "file", f.Name(), "line", n, "bytes", len(line))
 			return nil
 		case err == io.EOF:
-			err = errors.New("this is not a journal")
+			err = errors.New("not a journal")
 		}
 		if err != nil {
-			return fmt.Errorf("%s:%d: %w: mend or remove the line, or start with another journal", f.Name(), n, err)
+			return fmt.Errorf("%s:%d: %w: fix or remove the line, or use another journal", f.Name(), n, err)
 		}
 	}
 }
 
-// restore makes what a line says what is known of its task.
+// restore sets a task to the state that a line records.
 func (t *Tasks) restore(line []byte) error {
 	var record struct {
 		Task
-		Crashes json.RawMessage `json:"crashes"` // an older version wrote it; it is ignored
+		Crashes json.RawMessage `json:"crashes"` // written by an older version; ignored
 	}
 	dec := json.NewDecoder(bytes.NewReader(line))
-	dec.DisallowUnknownFields() // a damaged name would lose its value
+	dec.DisallowUnknownFields() // or a damaged field name would lose its value
 	if err := dec.Decode(&record); err != nil {
-		return fmt.Errorf("this is not a task: %w", err)
+		return fmt.Errorf("not a task: %w", err)
 	}
 	if _, err := dec.Token(); err != io.EOF || !taskID.MatchString(record.ID) || !slices.Contains(Statuses, record.Status) {
-		return errors.New("this is not a task")
+		return errors.New("not a task")
 	}
 	if j := t.jobs[record.ID]; j != nil && j.Status.Finished() {
 		return fmt.Errorf("the task %s had already finished", record.ID)
@@ -682,8 +685,8 @@ func (t *Tasks) restore(line []byte) error {
 	return nil
 }
 
-// resume puts what replay has kept in order, and what had not finished in the queue. A task that
-// was running at its third crash is failed instead.
+// resume sorts the tasks that replay has kept and queues the unfinished ones. A task that was
+// running in its third crash fails instead.
 func (t *Tasks) resume() {
 	jobs := slices.SortedFunc(maps.Values(t.jobs), func(a, b *job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), len(a.ID)-len(b.ID), strings.Compare(a.ID, b.ID))
@@ -705,16 +708,16 @@ func (t *Tasks) resume() {
 	}
 }
 
-// compact writes what is kept to a new file (the finished tasks in the order they finished, which
-// is the order they will be forgotten in, and then the others), renames it to path, and opens it.
+// compact writes the tasks that are kept to a new file (first the finished ones, in the order they
+// finished and will be dropped), renames it to path, and opens it.
 func (t *Tasks) compact(path string) (*os.File, error) {
 	temp := path + ".new"
-	os.Remove(temp) // left over from a start that was killed; what can't be removed is an error next
+	os.Remove(temp) // left by a start that was killed; if it can't be removed, OpenFile fails
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	w := bufio.NewWriter(f) // its first error is Flush's too
+	w := bufio.NewWriter(f) // Flush returns its first error
 	for _, id := range slices.Concat(t.finished, t.queue) {
 		line, e := encode(t.jobs[id].Task)
 		err = cmp.Or(err, e)
