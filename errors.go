@@ -34,8 +34,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,6 +46,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"mime"
+	"net"
 	"net/http"
 	"os"
 	"reflect"
@@ -74,7 +77,7 @@ func Errorf(status int, format string, args ...any) *HTTPError {
 // Because returns a copy of e with a cause, which is logged but not sent to the client.
 func (e *HTTPError) Because(cause error) *HTTPError {
 	c := *e
-	c.cause = cause
+	c.Header, c.cause = e.Header.Clone(), cause // e may be shared by all requests
 	return &c
 }
 
@@ -101,8 +104,9 @@ func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Observe(slog.Default(), h).ServeHTTP(w, r)
 		return
 	}
+	encoding := w.Header()["Content-Encoding"] // set by middleware, which may encode what w gets
 	if err := h(w, r); err != nil {
-		rep.fail(w, err)
+		rep.fail(w, err, encoding)
 	}
 }
 
@@ -133,9 +137,13 @@ func NewProblem(err error) Problem {
 
 // fail answers with err; every error response is made here. If the response has already begun, fail
 // aborts the connection instead, since a truncated 200 must never look complete. It also aborts if
-// err only says that the client has gone, since nobody is there to answer.
-func (rep *reply) fail(w http.ResponseWriter, err error) {
+// err only says that the client has gone, since nobody is there to answer. encoding is the
+// Content-Encoding of middleware between rep and w.
+func (rep *reply) fail(w http.ResponseWriter, err error, encoding []string) {
 	rep.err = err
+	if rep.hijacked {
+		return // the connection is the handler's own
+	}
 	if rep.status != 0 || rep.clientGone() && errors.Is(err, context.Canceled) {
 		rep.aborted = true
 		panic(http.ErrAbortHandler)
@@ -145,6 +153,9 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 		"Content-Length", "Content-Encoding", "Content-Range", "Content-Disposition", "Etag", "Last-Modified",
 	} {
 		h.Del(name)
+	}
+	if w != rep && encoding != nil {
+		h["Content-Encoding"] = encoding
 	}
 	h.Set("Cache-Control", "no-store") // otherwise a cache may store a 404 (RFC 9111, 4.2.2)
 	p := NewProblem(err)
@@ -158,12 +169,17 @@ func (rep *reply) fail(w http.ResponseWriter, err error) {
 }
 
 // WriteJSON answers with v as JSON. It encodes v before it sends the status, so a value that can't
-// be encoded still becomes a 500.
+// be encoded still becomes a 500. A 204, 205 or 304 has no body, whatever v is.
 func WriteJSON(w http.ResponseWriter, status int, v any) error {
 	return writeJSON(w, status, "application/json", v)
 }
 
 func writeJSON(w http.ResponseWriter, status int, contentType string, v any) error {
+	switch status {
+	case http.StatusNoContent, http.StatusResetContent, http.StatusNotModified:
+		w.WriteHeader(status)
+		return nil
+	}
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false) // this is not HTML, and nosniff says so
@@ -205,7 +221,9 @@ type reply struct {
 	bytes   int64 // of the body
 	err     error
 	stack   []byte // of a panic
-	aborted bool   // it ends with http.ErrAbortHandler
+
+	aborted  bool // it ends with http.ErrAbortHandler
+	hijacked bool // the handler has taken over the connection
 }
 
 func (rep *reply) WriteHeader(status int) {
@@ -226,14 +244,24 @@ func (rep *reply) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Flush is FlushError for code that expects an http.Flusher, such as libraries for SSE.
+func (rep *reply) Flush() { _ = rep.FlushError() }
+
 // FlushError sends what has been written so far, which begins the response. http.ResponseController
-// calls it; its other methods reach the connection through Unwrap.
+// calls it; the methods that rep lacks reach the connection through Unwrap.
 func (rep *reply) FlushError() error {
 	err := http.NewResponseController(rep.ResponseWriter).Flush()
 	if rep.status == 0 && !errors.Is(err, http.ErrNotSupported) {
 		rep.status = http.StatusOK
 	}
 	return err
+}
+
+// Hijack hands the connection over to the handler. From then on, rep can answer nothing.
+func (rep *reply) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(rep.ResponseWriter).Hijack()
+	rep.hijacked = err == nil
+	return conn, rw, err
 }
 
 // Unwrap lets http.ResponseController and replyOf reach the ResponseWriter inside.
@@ -265,7 +293,7 @@ func (rep *reply) answerPanic() {
 		panic(p)
 	default:
 		rep.stack = debug.Stack()
-		rep.fail(rep, fmt.Errorf("panic: %v", p))
+		rep.fail(rep, fmt.Errorf("panic: %v", p), nil)
 	}
 }
 
@@ -275,8 +303,9 @@ func (rep *reply) log(log *slog.Logger) {
 	switch {
 	case rep.aborted && rep.stack == nil && rep.clientGone():
 		status = 499 // nginx's code for "client closed request"
-	case rep.aborted:
+	case rep.aborted, rep.hijacked && rep.err != nil:
 		level = slog.LevelError
+	case rep.hijacked: // the status is the handler's own, and unknown here
 	case status == 0:
 		status = http.StatusOK // net/http sends 200 if the handler wrote nothing
 	}
@@ -291,6 +320,9 @@ func (rep *reply) log(log *slog.Logger) {
 		slog.Int64("bytes", rep.bytes),
 		slog.Duration("duration", time.Since(rep.start)),
 		slog.String("request_id", rep.id),
+	}
+	if rep.hijacked {
+		attrs = append(attrs, slog.Bool("hijacked", true))
 	}
 	if rep.err != nil {
 		attrs = append(attrs, slog.Any("cause", rep.err))
@@ -372,7 +404,8 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 // DecodeJSON decodes data, one JSON value in UTF-8, into the pointer v. Its errors are HTTPErrors
 // that name loc: a 400 if data is not UTF-8 JSON; a 422 for the first value of the wrong type or
 // unknown field (which encoding/json names without its enclosing objects); and a 422 for every
-// fault that v's method Validate() []FieldError finds, if it has one.
+// fault that v's method Validate() []FieldError finds, if it has one. If v is not a pointer, the
+// error becomes a 500.
 func DecodeJSON(data []byte, v any, loc ...string) error {
 	if err := json.Unmarshal(data, new(json.RawMessage)); err != nil {
 		e := Errorf(http.StatusBadRequest, "%s is not valid JSON", strings.Join(loc, "."))
@@ -390,7 +423,10 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return misfit(err, loc)
+		if _, ok := errors.AsType[*json.InvalidUnmarshalError](err); ok {
+			return err // v is not a pointer: the program's fault, not the client's
+		}
+		return misfit(err, data, v, loc)
 	}
 	var fields []FieldError
 	if v, ok := v.(interface{ Validate() []FieldError }); ok {
@@ -404,25 +440,62 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 	return nil
 }
 
-// misfit restates encoding/json's error at loc in JSON's terms, since clients don't know Go's.
-func misfit(err error, loc []string) *HTTPError {
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+// misfit restates encoding/json's error in JSON's terms, since clients don't know Go's. It is vague
+// where more would not be true: about a type that reads its own JSON, such as a time.
+func misfit(err error, data []byte, v any, loc []string) *HTTPError {
+	var place []string // below loc
+	msg := ""
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && known(wrong, data, v) {
 		if wrong.Field != "" {
-			loc = slices.Concat(loc, strings.Split(wrong.Field, "."))
+			place = strings.SplitN(wrong.Field, ".", 32)
 		}
-		return Invalid(FieldError{loc, "must be " + jsonType(wrong.Type.Kind())})
+		msg = "must be " + jsonType(wrong.Type)
 	}
 	// An unknown field has no error type, only this text: json: unknown field "x".
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name, _ := strconv.Unquote(quoted)
-		name = fmt.Sprintf("%.64s", name) // it can be as long as the body
-		return Invalid(FieldError{slices.Concat(loc, []string{name}), "is not a known field"})
+		place, msg = []string{name}, "is not a known field"
 	}
-	return Invalid(FieldError{loc, "does not have the right shape"}).Because(err)
+	if msg == "" {
+		return Invalid(FieldError{loc, "does not have the right shape"}).Because(fmt.Errorf("%.300v", err))
+	}
+	loc = slices.Clone(loc)
+	for _, name := range place {
+		loc = append(loc, fmt.Sprintf("%.64s", name)) // it can be as long as the body
+	}
+	return Invalid(FieldError{loc, msg})
 }
 
-func jsonType(k reflect.Kind) string {
-	switch {
+// known reports whether wrong is about a type whose JSON clients know, at a place in data. A type
+// with its own UnmarshalJSON may return an error about a place inside itself.
+func known(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
+	if jsonType(wrong.Type) == "" {
+		return false
+	}
+	if wrong.Field == "" {
+		return wrong.Type == reflect.TypeOf(v).Elem()
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal(data, &object) != nil {
+		return true // data is an array
+	}
+	field := strings.ToLower("." + wrong.Field + ".")
+	for name := range object {
+		if strings.Contains(field, strings.ToLower("."+name+".")) {
+			return true
+		}
+	}
+	return false
+}
+
+// jsonType names the JSON that decodes into a t, or returns "" if t reads its own.
+func jsonType(t reflect.Type) string {
+	p := reflect.PointerTo(t)
+	switch k := t.Kind(); {
+	case t == reflect.TypeFor[json.Number]():
+		return "a number"
+	case p.Implements(reflect.TypeFor[json.Unmarshaler]()), p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+		return ""
 	case k == reflect.String:
 		return "a string"
 	case k == reflect.Bool:
@@ -431,10 +504,12 @@ func jsonType(k reflect.Kind) string {
 		return "an integer within range"
 	case k == reflect.Float32 || k == reflect.Float64:
 		return "a number"
+	case k == reflect.Slice && t.Elem().Kind() == reflect.Uint8: // bytes are a string in base64
+		return ""
 	case k == reflect.Slice || k == reflect.Array:
 		return "an array"
 	case k == reflect.Struct || k == reflect.Map:
 		return "an object"
 	}
-	return "of another type"
+	return ""
 }
