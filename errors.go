@@ -441,43 +441,41 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 }
 
 // misfit restates encoding/json's error in JSON's terms, since clients don't know Go's. It is vague
-// where more would not be true: about a type that reads its own JSON, such as a time.
+// where more might not be true: about a type that reads its own JSON, such as a time.
 func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	var place []string // below loc
-	msg := ""
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && known(wrong, data, v) {
+	msg := noShape
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && placed(wrong, data, v) {
 		if wrong.Field != "" {
 			place = strings.SplitN(wrong.Field, ".", 32)
 		}
-		msg = "must be " + jsonType(wrong.Type)
+		msg = mustBe(wrong.Type)
 	}
 	// An unknown field has no error type, only this text: json: unknown field "x".
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name, _ := strconv.Unquote(quoted)
 		place, msg = []string{name}, "is not a known field"
 	}
-	if msg == "" {
-		return Invalid(FieldError{loc, "does not have the right shape"}).Because(fmt.Errorf("%.300v", err))
-	}
 	loc = slices.Clone(loc)
 	for _, name := range place {
 		loc = append(loc, fmt.Sprintf("%.64s", name)) // it can be as long as the body
 	}
-	return Invalid(FieldError{loc, msg})
+	e := Invalid(FieldError{loc, msg})
+	if msg == noShape {
+		return e.Because(fmt.Errorf("%.300v", err))
+	}
+	return e
 }
 
-// known reports whether wrong is about a type whose JSON clients know, at a place in data. A type
-// with its own UnmarshalJSON may return an error about a place inside itself.
-func known(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
-	if jsonType(wrong.Type) == "" {
-		return false
-	}
+// placed reports whether the place of wrong is one in data. If a type reads its own JSON, the error
+// may have a place inside that type, or none.
+func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 	if wrong.Field == "" {
 		return wrong.Type == reflect.TypeOf(v).Elem()
 	}
 	var object map[string]json.RawMessage
 	if json.Unmarshal(data, &object) != nil {
-		return true // data is an array
+		return true // it is an array, whose indexes only Go 1.27 reports
 	}
 	field := strings.ToLower("." + wrong.Field + ".")
 	for name := range object {
@@ -488,28 +486,28 @@ func known(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 	return false
 }
 
-// jsonType names the JSON that decodes into a t, or returns "" if t reads its own.
-func jsonType(t reflect.Type) string {
+const noShape = "does not have the right shape"
+
+// mustBe says what JSON decodes into a t. If t reads its own, only t knows.
+func mustBe(t reflect.Type) string {
 	p := reflect.PointerTo(t)
 	switch k := t.Kind(); {
-	case t == reflect.TypeFor[json.Number]():
-		return "a number"
 	case p.Implements(reflect.TypeFor[json.Unmarshaler]()), p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
-		return ""
+		return noShape
+	case k == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
+		return noShape // bytes are a string in base64
+	case t == reflect.TypeFor[json.Number](), k == reflect.Float32, k == reflect.Float64:
+		return "must be a number"
 	case k == reflect.String:
-		return "a string"
+		return "must be a string"
 	case k == reflect.Bool:
-		return "true or false"
+		return "must be true or false"
 	case k >= reflect.Int && k <= reflect.Uint64: // the ten integer kinds are consecutive
-		return "an integer within range"
-	case k == reflect.Float32 || k == reflect.Float64:
-		return "a number"
-	case k == reflect.Slice && t.Elem().Kind() == reflect.Uint8: // bytes are a string in base64
-		return ""
+		return "must be an integer within range"
 	case k == reflect.Slice || k == reflect.Array:
-		return "an array"
+		return "must be an array"
 	case k == reflect.Struct || k == reflect.Map:
-		return "an object"
+		return "must be an object"
 	}
-	return ""
+	return noShape
 }
