@@ -38,6 +38,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,11 +52,12 @@ type Hook struct {
 	// which is for starting only: don't use it in what keeps running.
 	Start func(context.Context) error
 
-	// Drain runs after the signal, while requests are still served: finish what clients are waiting
-	// for.
+	// Drain runs after the signal, while requests are still served: accept no more work, and finish
+	// what clients are waiting for.
 	Drain func(context.Context) error
 
-	// Stop runs after the last request, if Start succeeded, like on_event("shutdown").
+	// Stop runs at the end, if Start succeeded, like on_event("shutdown"). By then the last request
+	// has ended, unless Grace ran out first.
 	Stop func(context.Context) error
 }
 
@@ -64,12 +66,14 @@ type Hook struct {
 type Lifecycle struct {
 	Log    *slog.Logger  // nil: slog.Default()
 	Grace  time.Duration // from the signal until connections are closed by force
-	Linger time.Duration // how long a busy server keeps serving after the Drain hooks
+	Linger time.Duration // how long a busy server keeps serving before, and again after, the Drain hooks
 
-	hooks       []Hook
-	ready       atomic.Bool
-	requests    atomic.Int64 // in flight
-	lastRequest atomic.Int64 // when the last one was answered, in Unix nanoseconds
+	hooks    []Hook
+	ready    atomic.Bool
+	serving  time.Time    // when Serve was called
+	requests atomic.Int64 // in flight
+	answered atomic.Int64 // when the last one was answered, in nanoseconds since serving
+	silent   sync.Map     // connections without a complete header yet, and since when: net.Conn, time.Time
 }
 
 // stopTime is how much time all Stop hooks get together.
@@ -79,7 +83,7 @@ const stopTime = 5 * time.Second
 func (l *Lifecycle) Add(h Hook) { l.hooks = append(l.hooks, h) }
 
 // Ready reports whether the server is ready for new clients: everything has started, and no signal
-// has arrived.
+// has arrived. Tell your load balancer, so that it takes the server out during the linger.
 func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 
 // Run starts the hooks, serves on ln until SIGINT or SIGTERM arrives or ctx is done, and shuts down
@@ -134,12 +138,23 @@ func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 	return started, nil
 }
 
-// serve serves until ctx is done, and then until clients have their results or Grace is over.
+// serve serves until ctx is done, and then until clients have their results or Grace is over. Every
+// step of the shutdown takes at most half of what is left of Grace.
 func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
+	srv.ConnState = l.watchConns(srv.ConnState)
+	l.serving = time.Now()
+	l.answered.Store(int64(-l.Linger)) // nobody came lately
 	l.ready.Store(true)
+	var closing atomic.Bool
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go func() {
+		err := srv.Serve(ln)
+		if closing.Load() {
+			err = nil
+		}
+		served <- err
+	}()
 
 	var cause error
 	select {
@@ -154,19 +169,22 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Grace)
 	defer cancel()
+	l.linger(grace) // load balancers see that the server is not ready; it still does everything
 	err := l.drain(grace)
-	l.linger(grace)
+	l.linger(grace) // clients fetch their results
+
 	l.Log.Info("shutting down")
+	closing.Store(true)
+	ln.Close()
+	err = errors.Join(err, <-served) // so every connection is known from here on
+	l.settle(grace)
 	if late := srv.Shutdown(grace); late != nil {
 		err = errors.Join(err, fmt.Errorf("connections were closed by force: %w", late), srv.Close())
-	}
-	if end := <-served; end != http.ErrServerClosed {
-		err = errors.Join(err, end)
 	}
 	return err
 }
 
-// watch counts requests and notes when they are answered. During a drain, its responses ask clients
+// watch counts requests and notes when they are answered. After the signal, its responses ask clients
 // to close their connections. http.Server.SetKeepAlivesEnabled(false) does that too, but it also
 // closes idle connections, even if a request is already on its way.
 func (l *Lifecycle) watch(next http.Handler) http.Handler {
@@ -176,7 +194,7 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.requests.Add(1)
 		defer func() {
-			l.lastRequest.Store(time.Now().UnixNano())
+			l.answered.Store(int64(time.Since(l.serving)))
 			l.requests.Add(-1)
 		}()
 		if !l.Ready() {
@@ -186,10 +204,41 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	})
 }
 
-// drain runs the Drain hooks in reverse, within the first half of Grace; the other half is for
-// clients to fetch the results.
+// watchConns notes which connections have not sent a complete header yet.
+func (l *Lifecycle) watchConns(next func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
+	return func(c net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			l.silent.Store(c, time.Now())
+		} else {
+			l.silent.Delete(c)
+		}
+		if next != nil {
+			next(c, state)
+		}
+	}
+}
+
+// half returns half of the time that is left of grace.
+func half(grace context.Context) time.Duration {
+	end, _ := grace.Deadline()
+	return time.Until(end) / 2
+}
+
+// linger keeps a busy server serving. During that time load balancers take it out, and clients leave
+// by themselves, since they are asked to: Shutdown closes idle keep-alive connections, and any of
+// them may have a request on its way. A server that nobody is using stops at once.
+func (l *Lifecycle) linger(grace context.Context) {
+	quiet := time.Since(l.serving) - time.Duration(l.answered.Load())
+	if l.Linger > 0 && (l.requests.Load() > 0 || quiet < l.Linger) {
+		linger := min(l.Linger, half(grace))
+		l.Log.Info("lingering", "for", linger.Round(time.Millisecond))
+		time.Sleep(linger)
+	}
+}
+
+// drain runs the Drain hooks in reverse.
 func (l *Lifecycle) drain(grace context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(grace, l.Grace/2)
+	ctx, cancel := context.WithTimeout(grace, half(grace))
 	defer cancel()
 	for _, h := range slices.Backward(l.hooks) {
 		err = errors.Join(err, call(ctx, "drain", h.Name, h.Drain))
@@ -197,15 +246,30 @@ func (l *Lifecycle) drain(grace context.Context) (err error) {
 	return err
 }
 
-// linger keeps a busy server serving, so that clients on keep-alive connections leave by
-// themselves: Shutdown closes idle connections, and any of them may have a request on its way. A
-// server that nobody is using stops at once.
-func (l *Lifecycle) linger(grace context.Context) {
-	if l.requests.Load() > 0 || time.Since(time.Unix(0, l.lastRequest.Load())) < l.Linger {
-		end, _ := grace.Deadline()
-		linger := min(l.Linger, time.Until(end)/2) // leave half of the rest for Shutdown
-		l.Log.Info("lingering", "for", linger.Round(time.Millisecond))
-		time.Sleep(linger)
+// settle waits for connections that have not sent a complete header yet: Shutdown would drop their
+// requests. It closes those that still have not when they are 5 seconds old, and all of them when its
+// time is over.
+//
+// Three kinds of requests can still be lost: one that arrives at the instant of Shutdown, one whose
+// header arrives slowly on a keep-alive connection, and one on a connection that the kernel has
+// completed but Serve has not accepted.
+func (l *Lifecycle) settle(grace context.Context) {
+	ctx, cancel := context.WithTimeout(grace, half(grace))
+	defer cancel()
+	for {
+		waiting := false
+		l.silent.Range(func(conn, since any) bool {
+			if ctx.Err() == nil && time.Since(since.(time.Time)) < 5*time.Second {
+				waiting = true
+			} else {
+				conn.(net.Conn).Close()
+			}
+			return true
+		})
+		if !waiting {
+			return
+		}
+		time.Sleep(10 * time.Millisecond) // Shutdown, too, asks again and again
 	}
 }
 

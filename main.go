@@ -58,7 +58,6 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		handler = slog.NewJSONHandler(stderr, nil)
 	}
 	a := newApp(c, slog.New(handler))
-	defer a.stop()
 	ln, err := net.Listen("tcp", c.addr) // before any hook: a port in use is the most common failure
 	if err != nil {
 		a.log.Error("can't listen: choose another address with -addr", "cause", err)
@@ -126,9 +125,6 @@ type app struct {
 	processors processors
 	items      map[int64]string // written once, at startup
 	served     atomic.Int64     // number of requests
-
-	stopping context.Context // canceled by stop; ends every waiting poll
-	stop     context.CancelFunc
 }
 
 // newApp wires the lessons together. Its hooks start in this order before the first request, and
@@ -136,7 +132,6 @@ type app struct {
 // soon as it has read the journal.
 func newApp(c config, log *slog.Logger) *app {
 	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}
-	a.stopping, a.stop = context.WithCancel(context.Background())
 	a.tasks = NewTasks(Config{
 		Kinds: a.kinds(), Workers: c.workers, Queue: c.queue, Keep: c.keep, Error: a.taskProblem, Log: log,
 	})
@@ -166,17 +161,15 @@ const writeTimeout = 30 * time.Second
 // it up for long. ReadTimeout is shorter than WriteTimeout, so that a slow body still gets an
 // answer, and shorter than -grace's default, so that a shutdown doesn't cut that answer off.
 func (a *app) server() *http.Server {
-	srv := &http.Server{
+	return &http.Server{
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      writeTimeout,
-		IdleTimeout:       60 * time.Second,
+		IdleTimeout:       75 * time.Second, // longer than the usual 60 s of proxies, which must be the first to hang up
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
-	srv.RegisterOnShutdown(a.stop)
-	return srv
 }
 
 // handler returns the app's complete handler: all layers around the routes.
@@ -386,7 +379,7 @@ func writeTask(w http.ResponseWriter, status int, task Task) error {
 }
 
 // await waits for the task to finish, for as long as the client's Prefer allows, and returns its
-// latest state. It returns early if the server shuts down or the client leaves.
+// latest state. It returns early if a shutdown leaves the task unfinished or the client leaves.
 func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, error) {
 	seconds, ok := preferWait(r.Header)
 	if !ok {
@@ -394,19 +387,27 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 	}
 	w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", seconds))
 	wait := time.Duration(seconds) * time.Second
-
-	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + writeTimeout))
-	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := extendWrite(w, wait); err != nil {
 		return task, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
-	unregister := context.AfterFunc(a.stopping, cancel) // stop waiting when the server shuts down
-	defer unregister()
 	if waited, err := a.tasks.Wait(ctx, task.ID); err == nil {
 		task = waited // otherwise it has finished and been dropped
 	}
-	return task, r.Context().Err()
+	if err := r.Context().Err(); err != nil {
+		return task, err
+	}
+	return task, extendWrite(w, 0) // the wait may have been longer than it should, on a stopped machine
+}
+
+// extendWrite gives the response writeTimeout from now on, plus d.
+func extendWrite(w http.ResponseWriter, d time.Duration) error {
+	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d + writeTimeout))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil // w is a test's recorder
+	}
+	return err
 }
 
 // preferences finds "wait=5" in a Prefer field (RFC 7240) if its number is followed by a comma, a

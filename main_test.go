@@ -1643,24 +1643,28 @@ func TestLifecycleRunsItsStepsInOrder(t *testing.T) {
 	}
 }
 
-// TestStopLastsAsLongAsItsClientsNeed checks that the server keeps answering until then, and asks its
-// clients to leave.
-func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
+// TestShutdownWaitsForClients checks that the server keeps answering until then, and asks its clients to leave.
+func TestShutdownWaitsForClients(t *testing.T) {
 	const s, hour = time.Second, time.Hour
 	for _, tt := range []struct {
 		name                  string
 		linger, drain, signal time.Duration // signal: time from the request to the signal
-		request, lasts        time.Duration // how long the request takes (-1: it panics), and the shutdown
+		request               time.Duration // how long the request takes; -1: it panics
+		more                  bool          // until the end, a request comes every half second
+		lasts                 time.Duration // the shutdown
 		reply                 string
 		err                   error
 	}{
-		{"nobody came lately", 2 * s, 0, 2 * s, 0, 0, "200 OK", nil},
-		{"a handler has panicked", 2 * s, 0, 2 * s, -1, 0, "EOF", nil},
-		{"somebody came just now", 2 * s, 0, 1 * s, 0, 2 * s, "200 OK", nil},
-		{"a linger of more than half of what the drain left", hour, 4 * s, 1 * s, 0, 12 * s, "200 OK", nil},
-		{"a request in flight that ends within the linger", 2 * s, 0, 0, 1 * s, 2 * s, "200 OK", nil},
-		{"a request in flight that ends within the grace", 2 * s, 0, 0, 15 * s, 15 * s, "200 OK, close", nil},
-		{"a request in flight that takes longer", 2 * s, 0, 0, hour, 20 * s, "EOF", context.DeadlineExceeded},
+		{"nobody came lately", 2 * s, 0, 2 * s, 0, false, 0, "200 OK", nil},
+		{"a handler has panicked", 2 * s, 0, 2 * s, -1, false, 0, "EOF", nil},
+		{"somebody came just now", 2 * s, 0, 1 * s, 0, false, 2 * s, "200 OK", nil},
+		{"somebody came, and the drain takes a while", 2 * s, 4 * s, 1 * s, 0, false, 6 * s, "200 OK", nil},
+		{"clients keep coming", 2 * s, 4 * s, 1 * s, 0, true, 8 * s, "200 OK", nil},
+		{"clients keep coming, without a linger", 0, 0, 1 * s, 0, false, 0, "200 OK", nil},
+		{"a linger of more than half of what is left", hour, 4 * s, 1 * s, 0, true, 17 * s, "200 OK", nil},
+		{"a request in flight that ends within the linger", 2 * s, 0, 0, 1 * s, false, 4 * s, "200 OK", nil},
+		{"a request in flight that ends within the grace", 2 * s, 0, 0, 15 * s, false, 15 * s, "200 OK, close", nil},
+		{"a request in flight that takes longer", 2 * s, 0, 0, hour, false, 20 * s, "EOF", context.DeadlineExceeded},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -1678,7 +1682,7 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 				time.Sleep(tt.signal)
 				begin := time.Now()
 				s.stop()
-				for tt.request == 0 && time.Since(begin) < tt.lasts { // first on the keep-alive connection, then on new ones
+				for tt.more && time.Since(begin) < tt.lasts { // first on the keep-alive connection, then on new ones
 					synctest.Wait()
 					wantEqual(t, fmt.Sprint("a request ", time.Since(begin), " after the signal"), s.get(), "200 OK, close")
 					time.Sleep(500 * time.Millisecond)
@@ -1692,6 +1696,60 @@ func TestStopLastsAsLongAsItsClientsNeed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestShutdownWaitsForSilentConnections: each may still send its request, until it is five seconds old.
+func TestShutdownWaitsForSilentConnections(t *testing.T) {
+	for _, tt := range []struct {
+		request string
+		after   time.Duration // from the signal, to the request
+		reply   string
+		lasts   time.Duration // the shutdown
+	}{
+		{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 2 * time.Second, "HTTP/1.1 200", 2 * time.Second},
+		{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 3900 * time.Millisecond, "HTTP/1.1 200", 3900 * time.Millisecond},
+		{"GET / HTTP/1.1\r\n", 0, "", 4 * time.Second}, // half a header is silence, too
+	} {
+		bubble(t, func(t *testing.T) {
+			l := &Lifecycle{Log: discard, Grace: 20 * time.Second}
+			states := make(chan http.ConnState, 9)
+			s := newStage(t, l, &http.Server{
+				Handler:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+				ConnState: func(_ net.Conn, state http.ConnState) { states <- state },
+			})
+			conn, err := s.Dial(t.Context(), "", "")
+			fatalIf(t, err)
+			defer conn.Close()
+			time.Sleep(time.Second)
+			begin := time.Now()
+			s.stop()
+			time.Sleep(tt.after)
+			go io.WriteString(conn, tt.request)
+			reply, _ := io.ReadAll(conn)
+			err = <-s.ended
+			took := time.Since(begin)
+			if !strings.HasPrefix(string(reply), tt.reply) || took < tt.lasts || took > tt.lasts+time.Second || err != nil {
+				t.Errorf("%q %v after the signal: got %q after %v: %v; want %q after %v",
+					tt.request, tt.after, reply, took, err, tt.reply, tt.lasts)
+			}
+			wantEqual(t, "the first state that the server's own hook saw", <-states, http.StateNew)
+		})
+	}
+}
+
+// TestLifecycleReportsAListenerThatFailsInTheShutdown, before Run closes it.
+func TestLifecycleReportsAListenerThatFailsInTheShutdown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		l := &Lifecycle{Log: discard, Grace: time.Minute}
+		var s *stage
+		l.Add(Hook{Drain: func(context.Context) error { s.Close(); synctest.Wait(); return nil }})
+		s = newStage(t, l, &http.Server{})
+		synctest.Wait()
+		s.stop()
+		if err := <-s.ended; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("got %v, want %v", err, net.ErrClosed)
+		}
+	})
 }
 
 // TestLifecycleEndsWhenItsListenerBreaks expects the usual order and every error, of a zero Lifecycle.
@@ -1728,7 +1786,6 @@ func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 	fatalIf(t, err)
 	a.lifecycle.ready.Store(true)
 	t.Cleanup(func() {
-		a.stop()
 		stopWithin(a.tasks, 0) // with no time to drain
 		for _, h := range slices.Backward(started) {
 			wantEqual(t, "the error of the Stop hook", call(context.Background(), "stop", h.Name, h.Stop), nil)
@@ -2170,7 +2227,7 @@ func TestHostileClients(t *testing.T) {
 		{"sends a large header", get + "X: " + strings.Repeat("x", 70<<10) + "\r\n\r\n", `"HTTP/1.1 431" after 0s`},
 		{"sends half a header", get, `"" after 5s`},
 		{"sends half a body", post + "Content-Length: 100\r\n\r\n{", `"HTTP/1.1 408" after 15s`},
-		{"stays idle", get + "\r\n", `"HTTP/1.1 200" after 1m0s`},
+		{"stays idle", get + "\r\n", `"HTTP/1.1 200" after 1m15s`},
 		{"does not read", get + "\r\n", `"" after 30s`},
 	} {
 		bubble(t, func(t *testing.T) {
@@ -2224,19 +2281,23 @@ func TestWaitingPoll(t *testing.T) {
 	})
 }
 
-// TestShutdownEndsAPollThatNoDrainEnds also checks that the Stop hook waits for the task.
-func TestShutdownEndsAPollThatNoDrainEnds(t *testing.T) {
+// deadlined is a ResponseWriter with a write deadline.
+type deadlined struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (w *deadlined) SetWriteDeadline(deadline time.Time) error { w.deadline = deadline; return nil }
+
+// TestPollSetsItsWriteDeadlineAfterTheWait: if the machine stood still meanwhile, the deadline from before is over.
+func TestPollSetsItsWriteDeadlineAfterTheWait(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		a, s := appStage(t, roomy, discard)
-		for i := range a.lifecycle.hooks {
-			a.lifecycle.hooks[i].Drain = nil
-		}
-		target := "/tasks/" + submit(t, a.tasks, "sleep", `{"wait_time":5}`).ID
-		time.AfterFunc(time.Second, s.stop)
-		polled := taskOf(t, 200, do(remote("server", s.client.Transport), "GET", target, "", "Prefer", "wait=30"))
-		wantEqual(t, "the task at the shutdown", polled.Status, Running)
-		fatalIf(t, <-s.ended)
-		wantEqual(t, "tasks succeeded", a.tasks.Counts()[Succeeded], 1)
+		a, h := newTestApp(t, discard)
+		r := httptest.NewRequest("GET", "/tasks/"+submit(t, a.tasks, "sleep", `{"wait_time":3}`).ID, nil)
+		r.Header.Set("Prefer", "wait=30")
+		w := &deadlined{ResponseRecorder: httptest.NewRecorder()}
+		h.ServeHTTP(w, r)
+		wantEqual(t, "the time to write", time.Until(w.deadline), writeTimeout)
 	})
 }
 
