@@ -438,6 +438,9 @@ func (a *app) taskError(err error) error {
 		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
 		return Invalid(FieldError{[]string{"body", "kind"}, "must be one of " + names})
 	}
+	if errors.Is(err, ErrBadInput) {
+		return Invalid(FieldError{[]string{"body", "input"}, "must be JSON that is not nested too deeply"})
+	}
 	for _, known := range []struct {
 		err    error
 		status int

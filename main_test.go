@@ -934,6 +934,7 @@ var testKinds = map[string]Kind{
 	"echo":   {Run: echo},
 	"refuse": {Run: echo, Check: func(json.RawMessage) (json.RawMessage, error) { return nil, errors.New("refused") }},
 	"fill":   {Run: echo, Check: func(json.RawMessage) (json.RawMessage, error) { return json.RawMessage("2"), nil }},
+	"garble": {Run: echo, Check: func(json.RawMessage) (json.RawMessage, error) { return json.RawMessage("{"), nil }},
 	"second": {Run: runSecond},
 	"fail":   {Run: runOf(func(json.RawMessage) (any, error) { return "x", errors.New("secret") })},
 	"panic":  {Run: runOf(func(json.RawMessage) (any, error) { panic("secret") })},
@@ -1058,13 +1059,17 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 		{"fill", "1", nil, "succeeded 1 1 2", ""},
 		{"refuse", "1", nil, "refused", ""},
 		{"echo", `"<b>&아이템"`, nil, `succeeded 1 1 "<b>&아이템"`, ""},
-		{"echo", "{", nil, "unexpected end of JSON input", ""},
-		{"echo", nestedTo(10_000), nil, "the JSON is nested too deeply", ""},                // too deeply for the journal
-		{"deep", "", nil, "succeeded 1 1 [[[", `"the JSON is nested too deeply to be read`}, // shown anyway
+		{"echo", "{", nil, ErrBadInput.Error(), ""},
+		{"echo", "1,2", nil, ErrBadInput.Error(), ""},           // only a list can hold both
+		{"echo", nestedTo(9_999), nil, ErrBadInput.Error(), ""}, // too deep for a list of tasks
+		{"echo", nestedTo(9_998), nil, "succeeded 1 1 [[[", ""},
+		{"garble", "", nil, ErrBadInput.Error(), ""},
+		{"deep", "", nil, `failed 1 1 "the result is nested too deeply"`, `"the result is nested too deeply"`},
 		{"nope", "", nil, ErrUnknownKind.Error(), ""},
 		{"fail", "", nil, `failed 1 1 "secret"`, "secret"},
 		{"fail", "", func(error) json.RawMessage { return nil }, failed, "secret"},
 		{"fail", "", func(error) json.RawMessage { panic("x") }, failed, "secret"},
+		{"fail", "", func(error) json.RawMessage { return json.RawMessage(nestedTo(9_999)) }, failed, "secret"},
 		{"panic", "", nil, `failed 1 1 "panic: secret`, `"panic: secret\ngoroutine`}, // and its stack
 		{"exit", "", nil, `failed 1 1 "the task called runtime.Goexit"`, `"the task called runtime.Goexit"`},
 		{"NaN", "", nil, `failed 1 1 "json: unsupported value`, `"json: unsupported value: NaN"`},
@@ -1081,6 +1086,9 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 			}
 			if !strings.HasPrefix(got, tt.want) {
 				t.Errorf("%s(%s): got %s, want %s", tt.kind, brief(tt.input), brief(got), tt.want)
+			}
+			if _, err := json.Marshal(tasks.List("", 9)); err != nil {
+				t.Errorf("%s(%s): the list can't be sent: %v", tt.kind, brief(tt.input), err)
 			}
 			after := wait(t, tasks, submit(t, tasks, "echo", "").ID)
 			wantEqual(t, "the task after "+tt.kind, after.Status, Succeeded)
@@ -1310,12 +1318,13 @@ func TestJournalCountsTheAttempts(t *testing.T) {
 
 func TestJournalIsReadAfterACrashOrAChange(t *testing.T) {
 	gone := "failed 1 0 " + string(errorText(ErrKindGone))
-	const done, torn, again = "succeeded 1 1 1", `level=WARN msg="dropped half a line`, `tasks=1 requeued=1`
+	const done, torn, again = "succeeded 1 1 1", `level=WARN msg="dropped an incomplete line`, `tasks=1 requeued=1`
 	for name, tt := range map[string]struct{ text, want, log string }{
 		"the start of a line":          {lineQueued + "\n{", done, torn},
 		"half a line in the id":        {lineQueued + "\n" + `{"id":"aaaaa`, done, torn},
-		"a line but for the line feed": {lineQueued + "\n" + lineSucceeded, done, `tasks=1 requeued=0`},
-		"an older version's":           {strings.Replace(lineQueued, `"attempt":0`, `"crashes":1`, 1) + "\n", done, again},
+		"a line but for the line feed": {lineQueued + "\n" + lineSucceeded, done, again}, // nobody was told of it
+		"zeros":                        {lineQueued + "\n" + strings.Repeat("\x00", 4096), done, torn},
+		"what was on the disk before":  {lineQueued + "\n" + `{"name": "x"}`, done, torn},
 		"its Check would refuse it":    {strings.Replace(lineQueued, "echo", "refuse", 1) + "\n", done, again},
 		"its kind is gone":             {strings.Replace(lineQueued, "echo", "nope", 1) + "\n", gone, again},
 	} {
@@ -1326,6 +1335,34 @@ func TestJournalIsReadAfterACrashOrAChange(t *testing.T) {
 			wantCount(t, lines.String(), tt.log, 1)
 		})
 	}
+}
+
+// TestJournalLineCountsWithItsLineFeed: a task that was refused at any byte of its line is not there at the next start.
+func TestJournalLineCountsWithItsLineFeed(t *testing.T) {
+	for n := range len(lineQueued) + 1 {
+		tasks := NewTasks(Config{Log: discard})
+		fatalIf(t, tasks.openJournal(journalOf(t, lineQueued[:n])))
+		wantEqual(t, "the tasks of "+lineQueued[:n], len(tasks.List("", 9)), 0)
+		fatalIf(t, tasks.journal.Close())
+	}
+}
+
+// TestShutdownThatIsKilledIsNotACrash: docker kills a program ten seconds after SIGTERM.
+func TestShutdownThatIsKilledIsNotACrash(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		path := journalOf(t)
+		submit(t, startTasks(t, Config{}, path), "second", "")
+		for range 5 {
+			synctest.Wait()
+			path = journalOf(t, read(t, path)) // as after a kill
+			tasks := startTasks(t, Config{}, path)
+			synctest.Wait()
+			go stopWithin(tasks, time.Minute)
+		}
+		synctest.Wait()
+		tasks := startTasks(t, Config{}, journalOf(t, read(t, path)))
+		wantEqual(t, "the task", statesOf(wait(t, tasks, tasks.List("", 1)[0].ID)), "succeeded 1 1 null")
+	})
 }
 
 func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
@@ -1340,8 +1377,9 @@ func TestJournalThatCannotBeUsedStaysUntouched(t *testing.T) {
 		journalOf(t, replace("input", "inpuu"), ""):                ":1: ", // a damaged name
 		journalOf(t, lineQueued+lineQueued, ""):                    ":1: ", // two values in one line
 		journalOf(t, lineSucceeded, lineQueued, ""):                ":2: ", // a finished task is queued again
-		journalOf(t, lineQueued, "\x00\x00"):                       ":2: ",
+		journalOf(t, "\x00\x00"):                                   ":1: ", // nothing shows that it is a journal
 		journalOf(t, `{"id":"customer-1","name":"x"}`):             ":1: ", // some other file, named by mistake
+		journalOf(t, `{"ID": "customer-1", "name": "x`):            ":1: ",
 		journalOf(t) + "/tasks.jsonl":                              "open the journal: ",
 		blocked:                                                    "compact the journal: ",
 		t.TempDir():                                                "is not a regular file",

@@ -116,6 +116,7 @@ type Task struct {
 // Errors that Submit, Get, Wait and Cancel return, and that tasks fail or are canceled with.
 var (
 	ErrUnknownKind  = errors.New("no such kind of task")
+	ErrBadInput     = errors.New("the input is not JSON, or nested too deeply")
 	ErrQueueFull    = errors.New("the queue is full")
 	ErrNotAccepting = errors.New("no tasks are being accepted")
 	ErrNotFound     = errors.New("no such task")
@@ -193,23 +194,22 @@ func (t *Tasks) Start(journal string) error {
 	return nil
 }
 
-// Submit queues a task and returns at once. Its error is ErrUnknownKind; ErrQueueFull; Check's or,
-// without a Check, a JSON error; or ErrNotAccepting before Start, after Stop, and when the journal
-// can't be written.
+// Submit queues a task and returns at once. Its error is ErrUnknownKind; Check's; ErrBadInput;
+// ErrQueueFull; or ErrNotAccepting before Start, after Stop, and when the journal can't be written.
 func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	k, ok := t.config.Kinds[kind]
 	if !ok {
 		return Task{}, ErrUnknownKind
 	}
-	var err error
 	if k.Check != nil {
-		input, err = k.Check(input)
-	} else {
-		input = json.RawMessage(cmp.Or(string(input), "null")) // a copy
-		err = json.Unmarshal(input, new(json.RawMessage))
+		var err error
+		if input, err = k.Check(input); err != nil {
+			return Task{}, err
+		}
 	}
-	if err != nil {
-		return Task{}, err
+	input = json.RawMessage(cmp.Or(string(input), "null")) // a copy
+	if !listable(input) {
+		return Task{}, ErrBadInput
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -322,7 +322,17 @@ func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encode(result)
+	encoded, err := encode(result)
+	if err == nil && !listable(encoded) {
+		err = errors.New("the result is nested too deeply")
+	}
+	return encoded, err
+}
+
+// listable reports whether data is one JSON value that a list of tasks can hold, two levels down:
+// encoding/json reads 10,000 levels and, since Go 1.27, writes no more.
+func listable(data json.RawMessage) bool {
+	return json.Valid(data) && json.Valid(slices.Concat([]byte("[["), data, []byte("]]")))
 }
 
 // finish records a task's outcome, unless it was canceled meanwhile. If the journal can't be
@@ -372,7 +382,7 @@ func (task Task) requeued(attempt int) Task {
 // called under the mutex, and a panic or invalid JSON harms neither the program nor the journal.
 func (t *Tasks) problem(err error) (problem json.RawMessage) {
 	defer func() {
-		if recover() != nil || !json.Valid(problem) {
+		if recover() != nil || !listable(problem) {
 			problem = json.RawMessage(`{"detail":"the task failed"}`)
 		}
 	}()
@@ -514,6 +524,11 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	t.accepting, t.stopping = false, true
 	if t.journal != nil {
 		t.queue = nil // the journal has it
+		for _, j := range t.jobs {
+			if !again && !j.Status.Finished() && j.Attempt > 0 {
+				_ = t.write(j.requeued(0)) // now, not at the end: a shutdown that is killed is not a crash
+			}
+		}
 	}
 	t.wake.Broadcast()
 	t.mu.Unlock()
@@ -548,14 +563,11 @@ func (t *Tasks) cutOff() error {
 		}
 		left = append(left, id)
 		j.end(ErrStopped)
-		to := j.ended(Canceled, nil, problem)
 		if t.journal != nil {
-			to = j.requeued(0) // a graceful shutdown resets the count
-			if j.Status == Running || j.Attempt > 0 {
-				_ = t.write(to) // a failure is in t.broken, returned below
-			}
+			t.set(j.requeued(0)) // as Stop has written it
+		} else {
+			t.set(j.ended(Canceled, nil, problem))
 		}
-		t.set(to)
 	}
 	t.queue = nil // nothing is written after this
 	broken := t.broken
@@ -601,9 +613,6 @@ func (t *Tasks) write(to Task) error {
 	if err != nil {
 		return err
 	}
-	if !json.Valid(line) {
-		return errors.New("the JSON is nested too deeply to be read back from the journal")
-	}
 	if _, err := t.journal.Write(append(line, '\n')); err != nil {
 		t.accepting, t.queue = false, nil
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
@@ -639,24 +648,24 @@ func (t *Tasks) openJournal(path string) error {
 	return nil
 }
 
-// replay reads the file line by line and keeps what Config.Keep allows. Half a line at the end is a
-// write that a crash cut short, so nobody was told; but if it doesn't begin like a journal line,
-// this is some other file.
+// replay reads the file line by line and keeps what Config.Keep allows. A line counts with its line
+// feed: they are one write, so without it nobody was told. What follows the last line feed is
+// dropped, unless it is all there is and doesn't look like a task: then this is some other file.
 func (t *Tasks) replay(f *os.File) error {
-	const begin = `{"id":"` // how every line begins
 	r := bufio.NewReader(f) // not a bufio.Scanner, which stops at a line over 64 KiB
 	for n := 1; ; n++ {
 		line, err := r.ReadBytes('\n')
 		switch {
 		case err == io.EOF && len(line) == 0:
 			return nil
-		case err == nil || err == io.EOF && json.Valid(line): // complete, even if its newline is missing
-			err = t.restore(line)
-		case err == io.EOF && (bytes.HasPrefix(line, []byte(begin)) || strings.HasPrefix(begin, string(line))):
-			t.config.Log.Warn("dropped half a line at the end of the journal", "file", f.Name(), "line", n, "bytes", len(line))
+		case err == io.EOF && (n > 1 || looksLikeTask(line)):
+			t.config.Log.Warn("dropped an incomplete line at the end of the journal",
+				"file", f.Name(), "line", n, "bytes", len(line))
 			return nil
 		case err == io.EOF:
 			err = errors.New("not a journal")
+		case err == nil:
+			err = t.restore(line)
 		}
 		if err != nil {
 			return fmt.Errorf("%s:%d: %w: fix or remove the line, or use another journal", f.Name(), n, err)
@@ -666,23 +675,39 @@ func (t *Tasks) replay(f *os.File) error {
 
 // restore sets a task to the state that a line records.
 func (t *Tasks) restore(line []byte) error {
-	var record struct {
-		Task
-		Crashes json.RawMessage `json:"crashes"` // written by an older version; ignored
+	task, err := decodeTask(line)
+	if err != nil {
+		return err
 	}
+	if j := t.jobs[task.ID]; j != nil && j.Status.Finished() {
+		return fmt.Errorf("the task %s had already finished", task.ID)
+	}
+	t.set(task)
+	return nil
+}
+
+// decodeTask decodes a line, which must be one task and nothing else.
+func decodeTask(line []byte) (task Task, err error) {
 	dec := json.NewDecoder(bytes.NewReader(line))
 	dec.DisallowUnknownFields() // or a damaged field name would lose its value
-	if err := dec.Decode(&record); err != nil {
-		return fmt.Errorf("not a task: %w", err)
+	if err := dec.Decode(&task); err != nil {
+		return task, fmt.Errorf("not a task: %w", err)
 	}
-	if _, err := dec.Token(); err != io.EOF || !taskID.MatchString(record.ID) || !slices.Contains(Statuses, record.Status) {
-		return errors.New("not a task")
+	if _, err := dec.Token(); err != io.EOF || !taskID.MatchString(task.ID) || !slices.Contains(Statuses, task.Status) {
+		return task, errors.New("not a task")
 	}
-	if j := t.jobs[record.ID]; j != nil && j.Status.Finished() {
-		return fmt.Errorf("the task %s had already finished", record.ID)
+	return task, nil
+}
+
+// looksLikeTask reports whether the text is a task or the beginning of one.
+func looksLikeTask(text []byte) bool {
+	if json.Valid(text) {
+		_, err := decodeTask(text)
+		return err == nil
 	}
-	t.set(record.Task)
-	return nil
+	const begin = `{"id":"` // how every line begins
+	n := min(len(text), len(begin))
+	return string(text[:n]) == begin[:n]
 }
 
 // resume sorts the tasks that replay has kept and queues the unfinished ones. A task that was
