@@ -1832,6 +1832,9 @@ func newTestApp(t testing.TB, log *slog.Logger) (*app, http.Handler) {
 	return a, a.handler()
 }
 
+// defaultArgs names every file flag, so that no test opens a file of the user's whose name is a flag's default.
+func defaultArgs(addr string) []string { return []string{"-addr", addr, "-journal=", "-items="} }
+
 var roomy = config{workers: 1, queue: 100, keep: 100, grace: 20 * time.Second, linger: 2 * time.Second}
 
 // appStage runs the app's own server in a bubble.
@@ -2102,7 +2105,7 @@ func TestRunThatFailsSaysWhy(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // so that a server that starts by mistake stops
 		defer cancel()
 		var log logBuffer
-		code := run(ctx, append([]string{"-addr", "localhost:0"}, strings.SplitN(tt.args, " ", 2)...), &log)
+		code := run(ctx, append(defaultArgs("localhost:0"), strings.SplitN(tt.args, " ", 2)...), &log)
 		if got := fmt.Sprint(code, " ", log.String()); !regexp.MustCompile("^" + tt.want).MatchString(got) {
 			t.Errorf("%s: got %s\nwant %s", tt.args, brief(got), tt.want)
 		}
@@ -2127,7 +2130,7 @@ const patience = 10 * time.Second
 func startProcess(t testing.TB, args ...string) *testProcess {
 	t.Helper()
 	p := &testProcess{exited: make(chan struct{})}
-	p.Cmd = exec.Command(os.Args[0], append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	p.Cmd = exec.Command(os.Args[0], append(defaultArgs("127.0.0.1:0"), args...)...)
 	p.Env = append(os.Environ(), "PLAINAPI_RUN=1")
 	var err error
 	p.stderr, err = p.StderrPipe()

@@ -291,7 +291,7 @@ label, .summary, .source, pre::before { color: light-dark(#555, #aaa); font: .85
 pre { margin: 0; padding: .6rem .7rem; max-height: 24rem; overflow: auto; white-space: pre-wrap; background: #8882 }
 pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
 </style>
-<h1>Docs</h1><main></main>
+<main><h1>Docs</h1><noscript>This page needs JavaScript.</noscript></main>
 <template id="value"><label><input class="text" required pattern="(?!\.\.?$).+" title="must not be . or .."></label></template>
 <template id="route"><details>
   <summary><b class="method"></b><b class="path"></b>&ensp;<span class="summary"></span></summary>
@@ -300,12 +300,12 @@ pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
     <label>Headers, one per line <textarea class="text" name="headers" placeholder="Name: value"></textarea></label>
     <label class="body">Body <textarea class="text" name="body" rows="3"></textarea></label>
     <div><button class="send">Send</button> <button type="button" class="copy">Copy curl</button></div>
-    <pre class="curl" tabindex="0" role="region" aria-label="As a curl command"></pre>
+    <pre class="curl" tabindex="0" role="group" aria-label="As a curl command"></pre>
   </form><div class="reply">
     <div><output class="status">No response yet</output>&ensp;<span class="source"></span></div>
     <progress class="progress" aria-label="Progress" hidden></progress>
-    <pre class="content" tabindex="0" role="region" aria-label="Body"></pre>
-    <pre class="headers" tabindex="0" role="region" aria-label="Headers"></pre>
+    <pre class="content" tabindex="0" role="group" aria-label="Body"></pre>
+    <pre class="headers" tabindex="0" role="group" aria-label="Headers"></pre>
 </div></div></details></template>
 <script type="application/json" id="routes">{{routes}}</script>
 <script>
