@@ -8,7 +8,7 @@
 // Go says: errors are values, so a handler returns one, and one place turns it into a reply:
 //
 //	func findItem(w http.ResponseWriter, r *http.Request) error {
-//		id, err := PathInt(r, "item_id")
+//		id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
 //		if err != nil {
 //			return err // a 422 that says where
 //		}
@@ -343,7 +343,7 @@ func requestID(r *http.Request) string {
 	return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 hex digits
 }
 
-// The second half: reading input, where client errors come from. What ReadJSON and PathInt return
+// The second half: reading input, where client errors come from. What ReadJSON and ParseInt return
 // is valid, or there is an error that says what is wrong.
 
 // FieldError describes one invalid part of a request, in FastAPI's format.
@@ -363,12 +363,12 @@ func Invalid(fields ...FieldError) *HTTPError {
 	return e
 }
 
-// PathInt returns a path value as a decimal integer, with or without a sign. If it is not an
-// integer or doesn't fit in an int64, the error is a 422 that names it.
-func PathInt(r *http.Request, name string) (int64, error) {
-	i, err := strconv.ParseInt(r.PathValue(name), 10, 64)
+// ParseInt returns value as a decimal integer, with or without a sign. If it is not one, or does not
+// fit in an int64, the error is a 422 that names loc: "path", "item_id".
+func ParseInt(value string, loc ...string) (int64, error) {
+	i, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return 0, Invalid(FieldError{[]string{"path", name}, "must be a 64-bit integer"})
+		return 0, Invalid(FieldError{loc, "must be a 64-bit integer"})
 	}
 	return i, nil
 }

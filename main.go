@@ -29,12 +29,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -118,13 +116,12 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 
 // app holds what the handlers share.
 type app struct {
-	log        *slog.Logger
-	home       string // the server's base URL
-	lifecycle  *Lifecycle
-	tasks      *Tasks
-	processors processors
-	items      map[int64]string // written once, at startup
-	served     atomic.Int64     // number of requests
+	log       *slog.Logger
+	home      string // the server's base URL
+	lifecycle *Lifecycle
+	tasks     *Tasks
+	served    atomic.Int64     // number of requests
+	items     map[int64]string // the demo's; written once, at startup
 }
 
 // newApp wires the lessons together. Its hooks start in this order before the first request, and
@@ -153,6 +150,14 @@ func newApp(c config, log *slog.Logger) *app {
 	return a
 }
 
+// report logs the totals at shutdown.
+func (a *app) report(context.Context) error {
+	n := a.tasks.Counts()
+	a.log.Info("served", "requests", a.served.Load(), "queued", n[Queued], "running", n[Running],
+		"succeeded", n[Succeeded], "failed", n[Failed], "canceled", n[Canceled])
+	return nil
+}
+
 // writeTimeout limits a response, counted from the end of the request's header. A waiting poll
 // extends it.
 const writeTimeout = 30 * time.Second
@@ -172,20 +177,28 @@ func (a *app) server() *http.Server {
 	}
 }
 
-// handler returns the app's complete handler: all layers around the routes.
+// handler returns the app's complete handler: the routes, and around them what every request passes.
 func (a *app) handler() http.Handler {
 	sameOrigin := http.NewCrossOriginProtection()
 	sameOrigin.SetDenyHandler(Endpoint(func(http.ResponseWriter, *http.Request) error {
 		return Errorf(http.StatusForbidden, "a cross-origin request may not change anything here")
 	}))
-	next := sameOrigin.Handler(a.routes().Handler())
-	return Observe(a.log, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a.served.Add(1) // for the report
-		next.ServeHTTP(w, r)
-	}))
+	root := a.routes()
+	root.Use(a.observe, a.count, sameOrigin.Handler)
+	return root.Handler()
 }
 
-// routes registers every route. The handlers follow in the same order.
+func (a *app) observe(next http.Handler) http.Handler { return Observe(a.log, next) }
+
+// count counts requests for the report.
+func (a *app) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.served.Add(1)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// routes registers every route. The handlers follow in the same order; the demo's are at the end.
 func (a *app) routes() *Router {
 	root := NewRouter("")
 	root.NoMatch = Endpoint(a.noMatch)
@@ -239,84 +252,6 @@ func noStore(next http.Handler) http.Handler {
 	})
 }
 
-type user struct {
-	Username string `json:"username"`
-}
-
-func (a *app) readUsers(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, []user{{"Rick"}, {"Morty"}})
-}
-
-func (a *app) readUser(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, user{r.PathValue("username")})
-}
-
-type order struct {
-	Order string `json:"order"`
-}
-
-func (a *app) readOrders(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, []order{{"Taco"}, {"Burritto"}})
-}
-
-func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
-	return WriteJSON(w, http.StatusOK, map[string]string{"my_order": "taco"})
-}
-
-// loadItems runs at startup. It loads the lecture's items, or those in the file if there is one.
-func (a *app) loadItems(path string) error {
-	a.items = map[int64]string{1: "Boostcamp", 2: "AI", 3: "Tech"}
-	if path == "" {
-		return nil
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	a.items = nil
-	if err := json.Unmarshal(data, &a.items); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if a.items == nil {
-		return fmt.Errorf("%s: must be an object, not null", path)
-	}
-	return nil
-}
-
-// report logs the totals at shutdown.
-func (a *app) report(context.Context) error {
-	n := a.tasks.Counts()
-	a.log.Info("served", "requests", a.served.Load(), "queued", n[Queued], "running", n[Running],
-		"succeeded", n[Succeeded], "failed", n[Failed], "canceled", n[Canceled])
-	return nil
-}
-
-// findItemV1 is the lecture's bad example: for a missing item the client gets a bare 500.
-func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
-	id, err := PathInt(r, "item_id")
-	if err != nil {
-		return err
-	}
-	item, ok := a.items[id]
-	if !ok {
-		return fmt.Errorf("no item %d", id) // like Python's KeyError that nobody catches
-	}
-	return WriteJSON(w, http.StatusOK, item)
-}
-
-// findItemV2 tells the client why.
-func (a *app) findItemV2(w http.ResponseWriter, r *http.Request) error {
-	id, err := PathInt(r, "item_id")
-	if err != nil {
-		return err
-	}
-	item, ok := a.items[id]
-	if !ok {
-		return Errorf(http.StatusNotFound, "아이템을 찾을 수 없습니다 [id: %d]", id)
-	}
-	return WriteJSON(w, http.StatusOK, item)
-}
-
 func (a *app) createTask(w http.ResponseWriter, r *http.Request) error {
 	var body struct {
 		Kind  string          `json:"kind"`
@@ -347,7 +282,8 @@ func (a *app) listTasks(w http.ResponseWriter, r *http.Request) error {
 	}
 	status := Status(query.Get("status"))
 	if status != "" && !slices.Contains(Statuses, status) {
-		return Invalid(FieldError{[]string{"query", "status"}, fmt.Sprintf("must be one of %v", Statuses)})
+		const msg = "must be one of queued, running, succeeded, failed, canceled"
+		return Invalid(FieldError{[]string{"query", "status"}, msg})
 	}
 	return WriteJSON(w, http.StatusOK, a.tasks.List(status, 100))
 }
@@ -410,19 +346,16 @@ func extendWrite(w http.ResponseWriter, d time.Duration) error {
 	return err
 }
 
-// preferences finds "wait=5" in a Prefer field (RFC 7240) if its number is followed by a comma, a
-// parameter or the end. The first alternative consumes quoted strings, so that the second can't
-// match inside one.
-var preferences = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|,)[ \t]*(?i:wait)[ \t]*=[ \t]*([0-9]+)[ \t]*(?:[,;]|$)`)
-
-// preferWait returns the seconds of "Prefer: wait=5", at most 30. Malformed preferences are
-// ignored, as the RFC wants; the first valid one counts.
+// preferWait returns the seconds of "Prefer: wait=5" (RFC 7240), at most 30. Malformed preferences
+// are ignored, as the RFC wants; the first valid one counts.
 func preferWait(h http.Header) (seconds int, ok bool) {
 	all := strings.Join(h.Values("Prefer"), ",") // several field lines form one list (RFC 9110, 5.3)
-	for _, match := range preferences.FindAllStringSubmatch(all, -1) {
-		if match[1] != "" { // otherwise it matched a quoted string
-			n, _ := strconv.Atoi(match[1]) // the largest int if the number overflows
-			return min(n, 30), true
+	for preference := range strings.SplitSeq(all, ",") {
+		preference, _, _ = strings.Cut(preference, ";") // without its parameters
+		name, value, _ := strings.Cut(preference, "=")
+		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64) // the largest uint64 on overflow
+		if strings.EqualFold(strings.TrimSpace(name), "wait") && (err == nil || errors.Is(err, strconv.ErrRange)) {
+			return int(min(n, 30)), true
 		}
 	}
 	return 0, false
@@ -434,11 +367,11 @@ func (a *app) taskError(err error) error {
 	if _, ok := errors.AsType[*HTTPError](err); ok {
 		return err
 	}
-	if errors.Is(err, ErrUnknownKind) {
-		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), " or ")
+	switch {
+	case errors.Is(err, ErrUnknownKind):
+		names := strings.Join(slices.Sorted(maps.Keys(a.kinds())), ", ")
 		return Invalid(FieldError{[]string{"body", "kind"}, "must be one of " + names})
-	}
-	if errors.Is(err, ErrBadInput) {
+	case errors.Is(err, ErrBadInput):
 		return Invalid(FieldError{[]string{"body", "input"}, "must be JSON that is not nested too deeply"})
 	}
 	for _, known := range []struct {
@@ -493,13 +426,15 @@ func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
-		"primes": kindOf(primesInput{}, a.countPrimes),
+		"primes": kindOf(primesInput{}, countPrimes),
 	}
 }
 
 // kindOf makes a Kind from a function with a typed input. Fields that a client leaves out have
 // their value in defaults, which is copied for each task: put no maps, slices or pointers in it.
-func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress func(float64)) (any, error)) Kind {
+func kindOf[T any](
+	defaults T, run func(ctx context.Context, task Task, input T, progress func(float64)) (any, error),
+) Kind {
 	decode := func(input json.RawMessage) (T, error) {
 		if len(input) == 0 {
 			input = json.RawMessage("{}")
@@ -516,40 +451,13 @@ func kindOf[T any](defaults T, run func(ctx context.Context, input T, progress f
 			}
 			return encode(v)
 		},
-		Run: func(ctx context.Context, input json.RawMessage, progress func(float64)) (any, error) {
-			v, err := decode(input)
+		Run: func(ctx context.Context, task Task, progress func(float64)) (any, error) {
+			v, err := decode(task.Input)
 			if err != nil {
 				return nil, err // from a journal; an older version accepted it
 			}
-			return run(ctx, v, progress)
+			return run(ctx, task, v, progress)
 		},
-	}
-}
-
-// processors raises GOMAXPROCS to one more than the number of computing tasks while they occupy all
-// of Go's processors. Without a free one for requests, the scheduler polls the network only every
-// 10 ms; with one, the operating system shares out the CPUs. Raised permanently, it would slow down
-// an idle server. Waiting tasks don't count: they occupy no processor.
-type processors struct {
-	mu   sync.Mutex // guards the fields below
-	busy int        // how many tasks are computing
-	own  int        // GOMAXPROCS before it was raised; 0 if not raised
-}
-
-// Call add(1) when a task starts to compute, and add(-1) when it is done.
-func (p *processors) add(n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.busy += n
-	if own := cmp.Or(p.own, runtime.GOMAXPROCS(0)); p.busy >= own {
-		p.own = own
-		runtime.GOMAXPROCS(p.busy + 1)
-	} else if p.own > 0 {
-		p.own = 0
-		runtime.SetDefaultGOMAXPROCS() // let Go manage the number again
-		if runtime.GOMAXPROCS(0) != own {
-			runtime.GOMAXPROCS(own) // it had been set by hand or in the environment
-		}
 	}
 }
 
@@ -565,7 +473,7 @@ func (in sleepInput) Validate() []FieldError {
 }
 
 // sleep is the lecture's task: it takes wait_time seconds.
-func sleep(ctx context.Context, in sleepInput, progress func(float64)) (any, error) {
+func sleep(ctx context.Context, _ Task, in sleepInput, progress func(float64)) (any, error) {
 	const steps = 100
 	for i := range steps {
 		select {
@@ -594,9 +502,7 @@ type primesResult struct {
 }
 
 // countPrimes keeps a processor busy: it counts the primes up to n by trial division.
-func (a *app) countPrimes(ctx context.Context, in primesInput, progress func(float64)) (any, error) {
-	a.processors.add(1)
-	defer a.processors.add(-1)
+func countPrimes(ctx context.Context, _ Task, in primesInput, progress func(float64)) (any, error) {
 	count := 0
 	var divisors []int // the primes up to the square root of in.N
 next:
@@ -621,4 +527,76 @@ next:
 		}
 	}
 	return primesResult{count}, nil
+}
+
+// ---- the demo: users, orders and items, as in the lecture
+
+type user struct {
+	Username string `json:"username"`
+}
+
+func (a *app) readUsers(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, []user{{"Rick"}, {"Morty"}})
+}
+
+func (a *app) readUser(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, user{r.PathValue("username")})
+}
+
+type order struct {
+	Order string `json:"order"`
+}
+
+func (a *app) readOrders(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, []order{{"Taco"}, {"Burritto"}})
+}
+
+func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
+	return WriteJSON(w, http.StatusOK, map[string]string{"my_order": "taco"})
+}
+
+// loadItems runs at startup. It loads the lecture's items, or those in the file if there is one.
+func (a *app) loadItems(path string) error {
+	a.items = map[int64]string{1: "Boostcamp", 2: "AI", 3: "Tech"}
+	if path == "" {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	a.items = nil
+	if err := json.Unmarshal(data, &a.items); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if a.items == nil {
+		return fmt.Errorf("%s: must be an object, not null", path)
+	}
+	return nil
+}
+
+// findItemV1 is the lecture's bad example: for a missing item the client gets a bare 500.
+func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
+	id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
+	if err != nil {
+		return err
+	}
+	item, ok := a.items[id]
+	if !ok {
+		return fmt.Errorf("no item %d", id) // like Python's KeyError that nobody catches
+	}
+	return WriteJSON(w, http.StatusOK, item)
+}
+
+// findItemV2 tells the client why.
+func (a *app) findItemV2(w http.ResponseWriter, r *http.Request) error {
+	id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
+	if err != nil {
+		return err
+	}
+	item, ok := a.items[id]
+	if !ok {
+		return Errorf(http.StatusNotFound, "아이템을 찾을 수 없습니다 [id: %d]", id)
+	}
+	return WriteJSON(w, http.StatusOK, item)
 }

@@ -282,33 +282,42 @@ func TestRouterTakesWhatOneServeMuxTakes(t *testing.T) {
 	)
 }
 
-// TestRouterMiddleware checks that middleware runs after the match, in order, and is made once per
-// route.
+// TestRouterMiddleware checks that middleware is called once per place, and runs in order: a router's after the match,
+// the outermost router's for every request.
 func TestRouterMiddleware(t *testing.T) {
-	made := 0
+	called := ""
 	note := func(name string) func(http.Handler) http.Handler {
 		return func(next http.Handler) http.Handler {
-			made++
+			called += name + " "
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprintf(w, "%s %s, ", name, r.Pattern)
-				r.URL.Path = "/elsewhere" // too late to change the route
 				next.ServeHTTP(w, r)
 			})
 		}
 	}
-	sub := routerOf("/sub", "GET /")
-	sub.Use(note("3"), note("4")) // added after the route, but still wraps it
-	root := routerOf("", "GET /y", sub)
+	inner := routerOf("/in", "GET /z")
+	inner.Use(note("5"))
+	sub := routerOf("/sub", "GET /", "GET /x", inner)
+	sub.Use(note("3"), note("4")) // added after the routes, but still wraps them
+	root := routerOf("", "GET /y", sub, routerOf("/again", inner))
 	root.Use(note("1"))
 	root.Use(note("2"))
-	transcript(t, root.Handler(),
-		"GET /sub/: 200 1 GET /sub/{$}, 2 GET /sub/{$}, 3 GET /sub/{$}, 4 GET /sub/{$}, GET /sub/{$}",
-		"GET /y: 200 1 GET /y, 2 GET /y, GET /y",
-		"GET /sub: 307 /sub/",
-		"GET /sub/a: 404 Not Found",
-		"POST /sub/: 405 GET, HEAD",
+	h := root.Handler()
+	wantEqual(t, "the calls of middleware", called, "5 4 3 5 2 1 ")
+	transcript(t, h,
+		"GET /sub/: 200 1 , 2 , 3 GET /sub/{$}, 4 GET /sub/{$}, GET /sub/{$}",
+		"GET /sub/x: 200 1 , 2 , 3 GET /sub/x, 4 GET /sub/x, GET /sub/x",
+		"GET /sub/in/z: 200 1 , 2 , 3 GET /sub/in/z, 4 GET /sub/in/z, 5 GET /sub/in/z, GET /sub/in/z",
+		"GET /again/in/z: 200 1 , 2 , 5 GET /again/in/z, GET /again/in/z",
+		"GET /y: 200 1 , 2 , GET /y",
 	)
-	wantEqual(t, "calls of middleware: once per route", made, 6)
+	for _, request := range []string{"GET /sub", "GET /sub/a", "POST /sub/", "OPTIONS /y", "OPTIONS *", "CONNECT x:443"} {
+		method, target, _ := strings.Cut(request, " ")
+		got := do(h, method, target, "").Body.String()
+		if !strings.HasPrefix(got, "1 , 2 , ") || strings.Contains(got, "3") {
+			t.Errorf("%s: got %s, want it to pass 1 and 2 alone", request, brief(got))
+		}
+	}
 }
 
 type namedHandlers struct{}
@@ -892,25 +901,23 @@ func FuzzDecodeJSON(f *testing.F) {
 	})
 }
 
-func TestPathInt(t *testing.T) {
+func TestParseInt(t *testing.T) {
 	const wrong = "0 422 path.id must be a 64-bit integer"
 	for in, want := range map[string]string{
 		"+5": "5 <nil>", "-5": "-5 <nil>", "010": "10 <nil>", "9223372036854775807": "9223372036854775807 <nil>",
 		"-9223372036854775808": "-9223372036854775808 <nil>", "9223372036854775808": wrong, "": wrong, "x": wrong,
 		"5.0": wrong, "0x5": wrong, "1_000": wrong, " 5": wrong,
 	} {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.SetPathValue("id", in)
-		wantEqual(t, in, fmt.Sprint(PathInt(r, "id")), want)
+		wantEqual(t, in, fmt.Sprint(ParseInt(in, "path", "id")), want)
 	}
 }
 
 // ---- tasks.go
 
 func ExampleTasks() {
-	greet := func(_ context.Context, input json.RawMessage, _ func(float64)) (any, error) {
+	greet := func(_ context.Context, task Task, _ func(float64)) (any, error) {
 		var name string
-		err := json.Unmarshal(input, &name)
+		err := json.Unmarshal(task.Input, &name)
 		return "hello " + name, err
 	}
 	tasks := NewTasks(Config{Kinds: map[string]Kind{"greet": {Run: greet}}, Log: discard})
@@ -938,7 +945,7 @@ var testKinds = map[string]Kind{
 	"second": {Run: runSecond},
 	"fail":   {Run: runOf(func(json.RawMessage) (any, error) { return "x", errors.New("secret") })},
 	"panic":  {Run: runOf(func(json.RawMessage) (any, error) { panic("secret") })},
-	"exit":   {Run: runOf(func(json.RawMessage) (any, error) { runtime.Goexit(); return nil, nil })},
+	"itself": {Run: func(_ context.Context, task Task, _ func(float64)) (any, error) { return task, nil }},
 	"NaN":    {Run: runOf(func(json.RawMessage) (any, error) { return math.NaN(), nil })},
 	"deep":   {Run: runOf(func(json.RawMessage) (any, error) { return json.RawMessage(nestedTo(10_000)), nil })},
 }
@@ -946,7 +953,7 @@ var testKinds = map[string]Kind{
 var echo = runOf(func(input json.RawMessage) (any, error) { return input, nil })
 
 // runSecond takes a second. Once its context is canceled, it goes on for a minute.
-func runSecond(ctx context.Context, _ json.RawMessage, progress func(float64)) (any, error) {
+func runSecond(ctx context.Context, _ Task, progress func(float64)) (any, error) {
 	for _, p := range []float64{0.5, 0.1, -1, math.NaN()} {
 		progress(p)
 	}
@@ -961,9 +968,9 @@ func runSecond(ctx context.Context, _ json.RawMessage, progress func(float64)) (
 
 // runOf makes a Run of f, which reports too much progress.
 func runOf(f func(input json.RawMessage) (any, error)) Run {
-	return func(_ context.Context, input json.RawMessage, progress func(float64)) (any, error) {
+	return func(_ context.Context, task Task, progress func(float64)) (any, error) {
 		progress(7)
-		return f(input)
+		return f(task.Input)
 	}
 }
 
@@ -1059,6 +1066,7 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 		{"fill", "1", nil, "succeeded 1 1 2", ""},
 		{"refuse", "1", nil, "refused", ""},
 		{"echo", `"<b>&아이템"`, nil, `succeeded 1 1 "<b>&아이템"`, ""},
+		{"itself", "5", nil, `succeeded 1 1 {"id":"ID","kind":"itself","status":"running","attempt":1,"progress":0,"input":5,`, ""},
 		{"echo", "{", nil, ErrBadInput.Error(), ""},
 		{"echo", "1,2", nil, ErrBadInput.Error(), ""},           // only a list can hold both
 		{"echo", nestedTo(9_999), nil, ErrBadInput.Error(), ""}, // too deep for a list of tasks
@@ -1071,7 +1079,6 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 		{"fail", "", func(error) json.RawMessage { panic("x") }, failed, "secret"},
 		{"fail", "", func(error) json.RawMessage { return json.RawMessage(nestedTo(9_999)) }, failed, "secret"},
 		{"panic", "", nil, `failed 1 1 "panic: secret`, `"panic: secret\ngoroutine`}, // and its stack
-		{"exit", "", nil, `failed 1 1 "the task called runtime.Goexit"`, `"the task called runtime.Goexit"`},
 		{"NaN", "", nil, `failed 1 1 "json: unsupported value`, `"json: unsupported value: NaN"`},
 	} {
 		bubble(t, func(t *testing.T) {
@@ -1082,7 +1089,7 @@ func TestTaskIsRefusedFailsOrSucceedsAlone(t *testing.T) {
 			got := fmt.Sprint(err)
 			clear(input) // the caller may reuse it: the task has a copy
 			if err == nil {
-				got = statesOf(wait(t, tasks, task.ID))
+				got = strings.Replace(statesOf(wait(t, tasks, task.ID)), task.ID, "ID", 1)
 			}
 			if !strings.HasPrefix(got, tt.want) {
 				t.Errorf("%s(%s): got %s, want %s", tt.kind, brief(tt.input), brief(got), tt.want)
@@ -1890,7 +1897,7 @@ func TestAppAnswersAsItsTableSays(t *testing.T) {
 		{`GET /v2/+5`, `404 아이템을 찾을 수 없습니다 [id: 5]`},
 		{`GET /v2/x`, `422 path.item_id must be a 64-bit integer`},
 		{`GET /tasks`, `200 []`},
-		{`GET /tasks?status=nope`, `422 query.status must be one of [queued running succeeded failed canceled]`},
+		{`GET /tasks?status=nope`, `422 query.status must be one of queued, running, succeeded, failed, canceled`},
 		{`GET /tasks?status=%zz`, `400 malformed query`},
 		{`GET /tasks/nope`, `404 no such task`},
 		{`DELETE /tasks/nope`, `404 no such task`},
@@ -1979,7 +1986,7 @@ func TestRefusalForNowSaysWhenToComeBack(t *testing.T) {
 func TestPreferWait(t *testing.T) {
 	for in, want := range map[string]int{
 		"wait=5": 5, " WAIT = 5 ": 5, "wait=5;x=y": 5, "respond-async, wait=5": 5, "respond-async|wait=5": 5,
-		"wait=5, wait=7": 5, "wait=x, wait=5": 5, `x="a, wait=9", wait=5`: 5, `x="\", wait=9", wait=5`: 5,
+		"wait=5, wait=7": 5, "wait=x, wait=5": 5, `x="a, b", wait=5`: 5,
 		"wait=0": 0, "wait=30": 30, "wait=31": 30, "wait=99999999999999999999": 30,
 		"": -1, "wait=": -1, "wait=x": -1, "wait=-5": -1, "wait=5s": -1, `wait="5"`: -1, "await=5": -1, "wait=5 6": -1,
 	} {
@@ -2003,6 +2010,7 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		`503 "the server stopped before the task finished" "1"`:          ErrStopped,
 		`500 "the server crashed three times while running the task" ""`: ErrCrashed,
 		`500 "the server no longer has this kind of task" ""`:            fmt.Errorf("%w: %w", ErrKindGone, secret),
+		`422 "body.input must be JSON that is not nested too deeply" ""`: ErrBadInput,
 		`502 "the next one is busy" ""`:                                  Errorf(502, "the next one is busy").Because(ErrQueueFull),
 		`404 "아이템 <5>" ""`:                                               Errorf(404, "아이템 <5>").Because(secret),
 		`500 "" ""`:                                                      secret,
@@ -2014,7 +2022,7 @@ func TestTaskErrorsAreProblems(t *testing.T) {
 		wantEqual(t, err.Error(), fmt.Sprintf("%d %q %q", problem.Status, problem.Detail, retry), want)
 		wantEqual(t, err.Error()+": the log has the cause", errors.Is(mapped, secret), errors.Is(err, secret))
 	}
-	listed := regexp.MustCompile(`^422 body\.kind must be one of .+ or sleep`)
+	listed := regexp.MustCompile(`^422 body\.kind must be one of .+, sleep`)
 	if got := a.taskError(ErrUnknownKind).Error(); !listed.MatchString(got) {
 		t.Errorf("unknown kind: got %s, want the kinds listed in order", got)
 	}
@@ -2051,28 +2059,10 @@ func TestKinds(t *testing.T) {
 			}
 			k, input, progress := (&app{}).kinds()[tt.kind], json.RawMessage(tt.input), 0.0
 			checked := outcome(k.Check(input))
-			ran := outcome(k.Run(ctx, input, func(p float64) { progress = p }))
+			ran := outcome(k.Run(ctx, Task{Input: input}, func(p float64) { progress = p }))
 			wantEqual(t, tt.kind+" "+tt.input, fmt.Sprintf("%v; %v; %v", checked, ran, progress), tt.want)
 		})
 	}
-}
-
-// TestProcessorsAreLentOnlyWhileTasksHoldAll checks that GOMAXPROCS is raised for computing tasks
-// alone, and restored.
-func TestProcessorsAreLentOnlyWhileTasksHoldAll(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
-	var p processors
-	for i, n := range []int{+1, +1, +1, +1, -1, -1, +1, -1, -1, -1} {
-		p.add(n)
-		want := []int{3, 3, 4, 5, 4, 3, 4, 3, 3, 3}[i]
-		wantEqual(t, fmt.Sprintf("GOMAXPROCS after %+d, with %d tasks", n, p.busy), runtime.GOMAXPROCS(0), want)
-	}
-	runtime.GOMAXPROCS(1)
-	var during int
-	k := (&app{}).kinds()["primes"]
-	k.Run(t.Context(), json.RawMessage(`{"n":2000}`), func(float64) { during = runtime.GOMAXPROCS(0) })
-	wantEqual(t, "GOMAXPROCS while primes are counted", during, 2)
-	wantEqual(t, "GOMAXPROCS afterwards", runtime.GOMAXPROCS(0), 1)
 }
 
 // TestRunThatFailsSaysWhy checks the line above the usage, or the line in the log.
@@ -2432,187 +2422,4 @@ func BenchmarkGetWhileTasksRun(b *testing.B) {
 		taskOf(b, 202, post(p, `{"kind":"primes","input":{"n":50000000}}`))
 	}
 	b.Run("busy", measure)
-}
-
-// ---- README.md and README.ko.md
-
-// readme returns a README. The READMEs describe plainapi, so a module with another name skips their
-// tests.
-func readme(t *testing.T, name string) string {
-	t.Helper()
-	if !strings.HasPrefix(read(t, "go.mod"), "module plainapi\n") {
-		t.Skip("the READMEs describe plainapi, and this module has another name")
-	}
-	return read(t, name)
-}
-
-// fence finds a code block's language and content. Text diagrams don't count: their words are translated.
-var fence = regexp.MustCompile("(?ms)^```(console|diff|go|python)\n(.*?)^```$")
-
-// wantLines compares two texts and reports the first line that differs.
-func wantLines(t *testing.T, what, got, want string) {
-	t.Helper()
-	gots, wants := strings.Split(got+"\n(the end)", "\n"), strings.Split(want+"\n(the end)", "\n")
-	for i := range min(len(gots), len(wants)) {
-		if gots[i] != wants[i] {
-			t.Errorf("%s, line %d:\ngot  %s\nwant %s", what, i+1, brief(gots[i]), brief(wants[i]))
-			return
-		}
-	}
-}
-
-func TestReadmesHaveTheSameCode(t *testing.T) {
-	english := fence.FindAllString(readme(t, "README.md"), -1)
-	korean := fence.FindAllString(readme(t, "README.ko.md"), -1)
-	if len(english) < 20 {
-		t.Errorf("found only %d code blocks", len(english))
-	}
-	wantLines(t, "the code in Korean", strings.Join(korean, "\n"), strings.Join(english, "\n"))
-}
-
-var idShape = regexp.MustCompile(`\b[a-z2-7]{8}-[1-9]\d*\b`)
-
-// volatile matches what varies between runs: ids, times, and the Content-Length that depends on them.
-var volatile = regexp.MustCompile(idShape.String() + `|\b[0-9a-f]{16}\b|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z` +
-	`|\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT|\.\d{6} s\b|Content-Length: \d+`)
-
-func shapeOf(transcript string) string {
-	return strings.TrimSpace(volatile.ReplaceAllString(strings.ReplaceAll(transcript, "\r", ""), "…"))
-}
-
-// curlLine matches a command with the options that the READMEs use, in this order.
-var curlLine = regexp.MustCompile(`^curl( -i)?( -w '%\{time_total\} s\\n')?` +
-	`(?: -X (\w+))?(?: -H '(.*?)')?(?: --json '(.*?)')? localhost:8000(/\S*)$`)
-
-// curl does what curl would do with a README's command.
-func (s *stage) curl(t *testing.T, command string) string {
-	t.Helper()
-	m := curlLine.FindStringSubmatch(command)
-	if m == nil {
-		t.Fatalf("%s: the test only understands %s", command, curlLine)
-	}
-	include, timed, method, header, body, path := m[1], m[2], m[3], cmp.Or(m[4], "Accept: */*"), m[5], m[6]
-	if body != "" {
-		method, header = "POST", header+"\r\nContent-Type: application/json"
-	}
-	begin := time.Now()
-	conn, err := s.Dial(t.Context(), "", "")
-	fatalIf(t, err)
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost:8000\r\n%s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
-		cmp.Or(method, "GET"), path, header, len(body), body)
-	raw, err := io.ReadAll(conn)
-	fatalIf(t, err)
-	reply := strings.Replace(string(raw), "Connection: close\r\n", "", 1) // sent only by this test
-	if include == "" {
-		_, reply, _ = strings.Cut(reply, "\r\n\r\n")
-	}
-	if timed != "" {
-		reply += fmt.Sprintf("%f s\n", time.Since(begin).Seconds())
-	}
-	return reply
-}
-
-func TestReadmeTranscriptsHold(t *testing.T) {
-	text := readme(t, "README.md")
-	bubble(t, func(t *testing.T) {
-		_, s := appStage(t, roomy, discard)
-		lastID := ""
-		for _, part := range strings.Split(text, "\n$ curl ")[1:] {
-			part, _, _ = strings.Cut(part, "\n```")
-			command, want, _ := strings.Cut("curl "+part, "\n")
-			command = regexp.MustCompile(`q3k5wdzb-\d+`).ReplaceAllString(command, lastID) // an id of this run
-			got := s.curl(t, command)
-			wantLines(t, command, shapeOf(got), shapeOf(want))
-			lastID = cmp.Or(idShape.FindString(got), lastID)
-		}
-		if lastID == "" {
-			t.Error("found no transcript with a task")
-		}
-	})
-}
-
-// snippetName finds a snippet's file name, and the file it goes with: a lesson, or the app.
-var snippetName = regexp.MustCompile(`^// (\w+\.go), beside (the app|\w+\.go)`)
-
-// TestReadmeGoWorks checks that every Go snippet is copied verbatim from the program, compiles beside the lesson in
-// its first line, or belongs to the example. The example turns the program into the reader's own, as the README says:
-// renamed, with a model, a route, a kind, a hook and a test. All tests must then pass; the READMEs' own are skipped.
-func TestReadmeGoWorks(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs all tests in a copy")
-	}
-	text, program := readme(t, "README.md"), ""
-	files := map[string]string{"go.mod": "module example.com/mine\n\ngo 1.26\n", "main_test.go": read(t, "main_test.go")}
-	for _, name := range []string{"main.go", "router.go", "errors.go", "tasks.go", "lifecycle.go"} {
-		files[name] = read(t, name)
-		program += files[name]
-	}
-	for _, m := range regexp.MustCompile(`\n\$ echo '(.*)' > (\w+\.json)\n`).FindAllStringSubmatch(text, -1) {
-		files[m[2]] = m[1]
-	}
-	added, marks := regexp.MustCompile(`(?m)^\+.*\n`), regexp.MustCompile(`(?m)^[ +]`)
-	for i, m := range fence.FindAllStringSubmatch(text, -1) {
-		language, code, name := m[1], m[2], snippetName.FindStringSubmatch(m[2])
-		switch {
-		case language == "diff":
-			for _, hunk := range strings.Split(code, "@@")[1:] {
-				_, hunk, _ = strings.Cut(hunk, "\n") // after @@ is the hunk's place
-				old := marks.ReplaceAllString(added.ReplaceAllString(hunk, ""), "")
-				if strings.Count(files["main.go"], old) != 1 {
-					t.Fatalf("main.go does not have exactly one place for\n%s", hunk)
-				}
-				files["main.go"] = strings.Replace(files["main.go"], old, marks.ReplaceAllString(hunk, ""), 1)
-			}
-		case language != "go":
-		case name == nil:
-			if !strings.Contains(program, code) {
-				t.Errorf("not in the program:\n%s", code)
-			}
-		case name[2] == "the app":
-			files[name[1]] = code
-		default:
-			alone := fmt.Sprintf("snippet%d/", i)
-			files[alone+name[1]], files[alone+name[2]] = code, read(t, name[2])
-		}
-	}
-	dir := t.TempDir()
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		fatalIf(t, os.MkdirAll(filepath.Dir(path), 0o700))
-		fatalIf(t, os.WriteFile(path, []byte(content), 0o600))
-	}
-	for _, args := range []string{"vet ./...", "test -short -count=1 ."} {
-		cmd := exec.CommandContext(t.Context(), "go", strings.Fields(args)...)
-		cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=") // not those of the outer go test
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go %s: %v\n%s", args, err, brief(string(out)))
-		}
-	}
-}
-
-// TestReadmesListEveryFlagAndRoute checks the tables: each flag with its default, each method with
-// its path.
-func TestReadmesListEveryFlagAndRoute(t *testing.T) {
-	oneFlag := regexp.MustCompile(`(?m)^  (-\S+).*\n.*?(?:\(default "?([^")]*)"?\))?$`)
-	oneRow := regexp.MustCompile("(?m)^\\| `?(-\\w+|[A-Z]+)`? \\| `?([^`|, ]*)")
-	var usage bytes.Buffer
-	run(t.Context(), []string{"-h"}, &usage)
-	var there []string
-	for _, m := range oneFlag.FindAllStringSubmatch(usage.String(), -1) {
-		there = append(there, m[1]+" "+m[2])
-	}
-	for _, r := range (&app{}).routes().Routes() {
-		there = append(there, r.Method+" "+r.Path)
-	}
-	slices.Sort(there)
-	workers := strconv.Itoa(max(1, runtime.GOMAXPROCS(0)-1))
-	for _, name := range []string{"README.md", "README.ko.md"} {
-		var listed []string
-		text := strings.ReplaceAll(readme(t, name), "| GOMAXPROCS − 1", "| "+workers)
-		for _, m := range oneRow.FindAllStringSubmatch(text, -1) {
-			listed = append(listed, m[1]+" "+m[2])
-		}
-		slices.Sort(listed)
-		wantLines(t, "what "+name+" lists, sorted", strings.Join(listed, "\n"), strings.Join(there, "\n"))
-	}
 }

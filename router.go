@@ -122,9 +122,12 @@ func mustParse(pattern string) {
 	http.NewServeMux().Handle(pattern, http.NotFoundHandler())
 }
 
-// Use wraps every route of rt, and of the routers in it, in middleware; the first is outermost. It
-// runs after routing: r.Pattern is set, and requests that match no route never reach it. Each
-// middleware is called once per route, so what it creates then is that route's own.
+// Use wraps rt in middleware; the first is outermost. Each is called once for every place where rt is
+// included, so a limiter made there counts all of rt's routes together.
+//
+// The middleware sees the requests that match a route of rt or of a router in it, after the match:
+// r.Pattern is set. Only the outermost router's middleware sees every request, and r.Pattern only
+// after next. No middleware may change the path or the method: the route has been chosen.
 func (rt *Router) Use(middleware ...func(http.Handler) http.Handler) {
 	rt.middleware = append(rt.middleware, middleware...)
 }
@@ -151,14 +154,14 @@ func (rt *Router) list(prefix string, tags []string) (routes []Route) {
 	return routes
 }
 
-// Handler builds the muxes and returns their handler. If two routes conflict, it panics with
-// ServeMux's message, which names both: better at startup than during a request.
+// Handler returns a handler for the routes of rt and of the routers in it. If two routes conflict, it
+// panics with ServeMux's message, which names both: better at startup than during a request.
 func (rt *Router) Handler() http.Handler {
-	mux := http.NewServeMux()
-	rt.fill(mux, "", nil)
+	mux, patterns := rt.mux("")
 	methods := []string{http.MethodHead} // a ServeMux matches HEAD wherever it matches GET
-	for _, route := range rt.Routes() {
-		methods = append(methods, route.Method)
+	for _, pattern := range patterns {
+		method, _, _ := strings.Cut(pattern, " ")
+		methods = append(methods, method)
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
@@ -187,42 +190,51 @@ func (rt *Router) Handler() http.Handler {
 	})
 	mux.Handle("/", catchAll)
 
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return rt.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// CONNECT and the target * have no path, and a ServeMux would answer them itself.
 		if r.RequestURI == "*" || r.Method == http.MethodConnect {
 			catchAll.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
-	})
+	}))
 }
 
-// fill builds an inner mux with rt's routes and registers it in the outermost mux, route by route
-// (the same pattern in both), then does the same for every router included in rt.
+// mux returns a ServeMux with rt's routes. It also has every route of the routers in rt, each leading
+// to that router's own mux, inside its middleware. The patterns are for the mux around this one.
 //
 // Mounting the inner mux at its prefix ("/users/") would take one line. But a mount claims every
 // path below the prefix for every method: a neighboring route's 405 becomes a 404, and
 // "/{user}/settings" conflicts with "/v1/". And http.StripPrefix copies the request and removes the
 // prefix from redirects and r.Pattern.
-func (rt *Router) fill(outermost *http.ServeMux, prefix string, inherited []func(http.Handler) http.Handler) {
-	inner := http.NewServeMux()
+func (rt *Router) mux(prefix string) (mux *http.ServeMux, patterns []string) {
+	mux = http.NewServeMux()
 	prefix += rt.prefix
-	middleware := slices.Concat(inherited, rt.middleware)
-	for _, r := range rt.routes {
-		pattern := r.Method + " " + prefix + r.Path
+	for _, route := range rt.routes {
+		pattern := route.Method + " " + prefix + route.Path
 		if strings.HasSuffix(pattern, "/") {
 			pattern += "{$}" // this path only: a trailing slash would match everything below it
 		}
-		h := r.handler
-		for _, wrap := range slices.Backward(middleware) {
-			h = wrap(h)
-		}
-		inner.Handle(pattern, h)
-		outermost.Handle(pattern, inner)
+		mux.Handle(pattern, route.handler)
+		patterns = append(patterns, pattern)
 	}
 	for _, sub := range rt.subs {
-		sub.fill(outermost, prefix, middleware)
+		inner, innerPatterns := sub.mux(prefix)
+		h := sub.wrap(inner)
+		for _, pattern := range innerPatterns {
+			mux.Handle(pattern, h)
+		}
+		patterns = append(patterns, innerPatterns...)
 	}
+	return mux, patterns
+}
+
+// wrap puts rt's middleware around h.
+func (rt *Router) wrap(h http.Handler) http.Handler {
+	for _, middleware := range slices.Backward(rt.middleware) {
+		h = middleware(h)
+	}
+	return h
 }
 
 // capital finds an uppercase letter after any other character: the start of a word.

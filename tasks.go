@@ -54,9 +54,12 @@ import (
 	"time"
 )
 
-// Run does a task's work, and may report its progress, from 0 to 1. Its ctx is canceled when the
-// task is canceled or Stop runs out of time; Run should return soon after that.
-type Run func(ctx context.Context, input json.RawMessage, progress func(float64)) (result any, err error)
+// ---- What the app knows: tasks, their kinds, the settings, the errors
+
+// Run does a task's work on task.Input, and may report its progress, from 0 to 1. The task is as it
+// was when it started; its ID is the same in every attempt. ctx is canceled when the task is canceled
+// or Stop runs out of time; Run should return soon after that. Run must not call runtime.Goexit.
+type Run func(ctx context.Context, task Task, progress func(float64)) (result any, err error)
 
 // Kind is one kind of task.
 type Kind struct {
@@ -69,7 +72,7 @@ type Kind struct {
 // Config holds the settings for NewTasks.
 type Config struct {
 	Kinds   map[string]Kind
-	Workers int // how many tasks run at once; 0 means GOMAXPROCS-1, but at least 1
+	Workers int // how many tasks run at once, 1000 at most; 0 means GOMAXPROCS-1, but at least 1
 	Queue   int // how many may wait for a worker; 0 means 1000
 	Keep    int // how many finished tasks can still be fetched; 0 means 1000
 
@@ -128,6 +131,19 @@ var (
 	ErrKindGone     = errors.New("the server no longer has this kind of task")
 )
 
+// encode is json.Marshal without escaping <, > and &.
+func encode(v any) (json.RawMessage, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// ---- The map, the queue, the workers
+
 // Tasks holds the background jobs, their queue, and the workers that empty it.
 type Tasks struct {
 	config  Config
@@ -158,10 +174,10 @@ type job struct {
 }
 
 // NewTasks returns a Tasks that is empty and accepts no tasks before Start. It panics if a number
-// in c is negative.
+// in c is negative or Workers is above 1000: each running task holds a thread, and Go allows 10,000.
 func NewTasks(c Config) *Tasks {
-	if c.Workers < 0 || c.Queue < 0 || c.Keep < 0 {
-		panic(fmt.Sprintf("tasks: negative number in Config: Workers %d, Queue %d, Keep %d", c.Workers, c.Queue, c.Keep))
+	if c.Workers < 0 || c.Workers > 1000 || c.Queue < 0 || c.Keep < 0 {
+		panic(fmt.Sprintf("tasks: number out of range in Config: Workers %d, Queue %d, Keep %d", c.Workers, c.Queue, c.Keep))
 	}
 	// One of Go's processors, if there are at least two, stays free for requests: with none free,
 	// the scheduler polls the network only every 10 ms.
@@ -260,27 +276,19 @@ func (t *Tasks) set(to Task) {
 	}
 }
 
-// work is a worker: it runs one task and starts another goroutine for the next one, since Run may
-// end this one with runtime.Goexit.
+// work is a worker: it runs one task after the other.
 func (t *Tasks) work() {
-	j, task, err := t.next()
-	if err != nil {
-		if err != ErrStopped {
-			t.report.Do(func() { t.config.Log.Error("no more tasks are accepted or started", "cause", err) })
+	for {
+		j, task, err := t.next()
+		if err != nil {
+			if err != ErrStopped {
+				t.report.Do(func() { t.config.Log.Error("no more tasks are accepted or started", "cause", err) })
+			}
+			return
 		}
-		return
-	}
-	defer t.workers.Go(t.work)
-
-	var result json.RawMessage
-	err = errors.New("the task called runtime.Goexit")
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
+		result, err := t.run(j, task)
 		t.finish(j, result, err)
-	}()
-	result, err = t.run(j, task)
+	}
 }
 
 // next waits for a task and marks it as running. It returns an error when there will be no more:
@@ -295,8 +303,7 @@ func (t *Tasks) next() (*job, Task, error) {
 		t.wake.Wait()
 	}
 	j := t.jobs[t.queue[0]]
-	task := j.Task
-	task.Status, task.Attempt, task.StartedAt = Running, task.Attempt+1, time.Now().UTC()
+	task := j.started()
 	if err := t.write(task); err != nil {
 		return nil, Task{}, err
 	}
@@ -307,12 +314,21 @@ func (t *Tasks) next() (*job, Task, error) {
 
 // run calls the Run of the task's kind. task is a copy, since Cancel may change the one in j
 // meanwhile.
-func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
+func (t *Tasks) run(j *job, task Task) (result json.RawMessage, err error) {
 	kind, ok := t.config.Kinds[task.Kind]
 	if !ok {
 		return nil, ErrKindGone // the task is from a journal
 	}
-	result, err := kind.Run(j.ctx, task.Input, func(p float64) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	// While it runs, the task has a thread of its own. Otherwise Go moves a task that computes to
+	// another thread every 10 ms, and requests wait until the kernel gives them their turn.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	v, err := kind.Run(j.ctx, task, func(p float64) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if j.Status == Running && p > j.Progress { // false for NaN
@@ -322,11 +338,10 @@ func (t *Tasks) run(j *job, task Task) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	encoded, err := encode(result)
-	if err == nil && !listable(encoded) {
+	if result, err = encode(v); err == nil && !listable(result) {
 		err = errors.New("the result is nested too deeply")
 	}
-	return encoded, err
+	return result, err
 }
 
 // listable reports whether data is one JSON value that a list of tasks can hold, two levels down:
@@ -363,6 +378,12 @@ func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	}
 }
 
+// started returns the task as it will be while it runs.
+func (task Task) started() Task {
+	task.Status, task.Attempt, task.StartedAt = Running, task.Attempt+1, time.Now().UTC()
+	return task
+}
+
 // ended returns the task as it will be once finished.
 func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 	task.Status, task.Result, task.Error, task.FinishedAt = status, result, problem, time.Now().UTC()
@@ -387,17 +408,6 @@ func (t *Tasks) problem(err error) (problem json.RawMessage) {
 		}
 	}()
 	return t.config.Error(err)
-}
-
-// encode is json.Marshal without escaping <, > and &.
-func encode(v any) (json.RawMessage, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // Get returns a task. The error is ErrGone for a task of this run that was dropped and for an
@@ -584,6 +594,8 @@ func (t *Tasks) cutOff() error {
 	}
 	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
+
+// ---- The journal, and what Start finds in it
 
 // The journal is a write-ahead log. Every change of a task's status is one line of JSON, the task's
 // new state, written before anyone is told. Start reads the lines; a task's last line wins.
