@@ -477,9 +477,8 @@ func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 	if json.Unmarshal(data, &object) != nil {
 		return true // it is an array, whose indexes only Go 1.27 reports
 	}
-	field := strings.ToLower("." + wrong.Field + ".")
 	for name := range object {
-		if strings.Contains(field, strings.ToLower("."+name+".")) {
+		if strings.Contains("."+wrong.Field+".", "."+name+".") {
 			return true
 		}
 	}

@@ -532,11 +532,11 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	t.mu.Lock()
 	again, running, queued := t.stopping, t.counts[Running], t.counts[Queued]
 	t.accepting, t.stopping = false, true
-	if t.journal != nil {
+	if t.journal != nil && !again {
 		t.queue = nil // the journal has it
 		for _, j := range t.jobs {
-			if !again && !j.Status.Finished() && j.Attempt > 0 {
-				_ = t.write(j.requeued(0)) // now, not at the end: a shutdown that is killed is not a crash
+			if !j.Status.Finished() && j.Attempt > 0 {
+				_ = t.write(j.requeued(0)) // now, since a shutdown that is killed later is not a crash
 			}
 		}
 	}
@@ -609,7 +609,7 @@ func (t *Tasks) cutOff() error {
 // after a failed write, no task is accepted or started.
 
 // maxAttempts is how many crashes, with no graceful shutdown in between, may find a task running.
-// Then it is blamed for them, and fails. A second signal, which kills, counts as a crash too.
+// Then it is blamed for them, and fails. A kill counts as a crash, unless Stop had begun.
 const maxAttempts = 3
 
 // write appends a line. After a failed write it writes no more: the next line would follow half a
