@@ -88,7 +88,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs.StringVar(&c.journal, "journal", "", "`file` that keeps tasks across restarts and crashes; empty: memory only")
 	fs.StringVar(&c.items, "items", "", "JSON `file` with the items, {\"1\": \"name\"}; empty: the lecture's items")
 	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a graceful shutdown may take")
-	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server keeps serving after the drain")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server keeps serving before the drain, and again after it")
 	fs.StringVar(&c.log, "log", "text", "log `format`: text or json")
 	if err := fs.Parse(args); err != nil {
 		return c, err // Parse has already printed it and the usage
@@ -184,18 +184,16 @@ func (a *app) handler() http.Handler {
 		return Errorf(http.StatusForbidden, "a cross-origin request may not change anything here")
 	}))
 	root := a.routes()
-	root.Use(a.observe, a.count, sameOrigin.Handler)
+	root.Use(a.observe, sameOrigin.Handler)
 	return root.Handler()
 }
 
-func (a *app) observe(next http.Handler) http.Handler { return Observe(a.log, next) }
-
-// count counts requests for the report.
-func (a *app) count(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// observe logs every request, and counts it for the report.
+func (a *app) observe(next http.Handler) http.Handler {
+	return Observe(a.log, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.served.Add(1)
 		next.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // routes registers every route. The handlers follow in the same order; the demo's are at the end.
