@@ -73,9 +73,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 
 // config holds the flags.
 type config struct {
-	addr, journal, items, log string
-	workers, queue, keep      int
-	grace, linger             time.Duration
+	addr, journal, log   string
+	workers, queue, keep int
+	grace, linger        time.Duration
+	items                string // the demo's
 }
 
 func parseFlags(args []string, stderr io.Writer) (c config, err error) {
@@ -120,8 +121,9 @@ type app struct {
 	home      string // the server's base URL
 	lifecycle *Lifecycle
 	tasks     *Tasks
-	served    atomic.Int64     // number of requests
-	items     map[int64]string // the demo's; written once, at startup
+	served    atomic.Int64 // number of requests
+
+	items map[int64]string // the demo's; written once, at startup
 }
 
 // newApp wires the lessons together. Its hooks start in this order before the first request, and
@@ -196,7 +198,7 @@ func (a *app) observe(next http.Handler) http.Handler {
 	}))
 }
 
-// routes registers every route. The handlers follow in the same order; the demo's are at the end.
+// routes registers every route. The handlers follow in the same order, the demo's at the end.
 func (a *app) routes() *Router {
 	root := NewRouter("")
 	root.NoMatch = Endpoint(a.noMatch)
@@ -420,7 +422,7 @@ func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 }
 
 // kinds returns the kinds of task. It is a method so that a kind can use what a hook has loaded,
-// such as the items or a model.
+// such as a model.
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),

@@ -142,6 +142,12 @@ func encode(v any) (json.RawMessage, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
+// listable reports whether data is one JSON value that a list of tasks can hold, two levels down:
+// encoding/json reads 10,000 levels and, since Go 1.27, writes no more.
+func listable(data json.RawMessage) bool {
+	return json.Valid(data) && json.Valid(slices.Concat([]byte("[["), data, []byte("]]")))
+}
+
 // ---- The map, the queue, the workers
 
 // Tasks holds the background jobs, their queue, and the workers that empty it.
@@ -342,12 +348,6 @@ func (t *Tasks) run(j *job, task Task) (result json.RawMessage, err error) {
 		err = errors.New("the result is nested too deeply")
 	}
 	return result, err
-}
-
-// listable reports whether data is one JSON value that a list of tasks can hold, two levels down:
-// encoding/json reads 10,000 levels and, since Go 1.27, writes no more.
-func listable(data json.RawMessage) bool {
-	return json.Valid(data) && json.Valid(slices.Concat([]byte("[["), data, []byte("]]")))
 }
 
 // finish records a task's outcome, unless it was canceled meanwhile. If the journal can't be
