@@ -5,12 +5,12 @@
 //
 //	raise HTTPException(status_code=404, detail=f"아이템을 찾을 수 없습니다 [id: {item_id}]") # item not found
 //
-// Go says: errors are values, so a handler returns one, and one place turns it into a reply:
+// Go says: errors are values, so a handler returns one, and one place makes it a response:
 //
 //	func findItem(w http.ResponseWriter, r *http.Request) error {
 //		id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
 //		if err != nil {
-//			return err // a 422 that says where
+//			return err // a 422 that names item_id
 //		}
 //		item, ok := items[id]
 //		if !ok {
@@ -22,11 +22,11 @@
 //	mux.Handle("GET /v2/{item_id}", Endpoint(findItem))
 //	http.ListenAndServe("localhost:8000", Observe(slog.Default(), mux))
 //
-// An error that an Endpoint returns, or a panic below Observe, becomes a problem response (RFC
-// 9457); if the response has already begun, the connection is aborted instead. An HTTPError says
-// what the client may know. A body that is too large is a 413. Any other error becomes a 500 that
-// gives only the request id; the log has the cause under that id. A ServeMux's own 404 and 405 stay
-// plain text, as does what net/http rejects before a handler runs.
+// An error that an Endpoint returns, or a panic inside Observe, becomes a problem response (RFC
+// 9457); if the response has already begun, the connection is aborted instead. An HTTPError tells
+// the client its status and detail. A body that is too large gets a 413. Any other error becomes a
+// 500 that gives only the request id, under which the log has the cause. A ServeMux's own 404 and
+// 405 stay plain text, as do net/http's own error responses.
 //
 // This file imports only the standard library. To use it elsewhere, copy it and change the package
 // clause. It needs Go 1.26.
@@ -62,9 +62,9 @@ import (
 // HTTPError is an error that the client may see, like FastAPI's HTTPException.
 type HTTPError struct {
 	Status int          // 400 to 599
-	Detail string       // what went wrong, for a human reader
-	Fields []FieldError // for a 422: the parts of the request at fault
-	Header http.Header  // sent with the response: Retry-After, Allow
+	Detail string       // explains the failure to a human reader
+	Fields []FieldError // the invalid parts of the request, for a 422
+	Header http.Header  // sent with the response, such as Retry-After
 
 	cause error
 }
@@ -93,25 +93,25 @@ func (e *HTTPError) Error() string {
 // Unwrap returns the cause.
 func (e *HTTPError) Unwrap() error { return e.cause }
 
-// Endpoint is a handler that may return an error. As an http.Handler, it fits any router.
+// Endpoint is a handler that may return an error. It is an http.Handler, so any router takes it.
 type Endpoint func(w http.ResponseWriter, r *http.Request) error
 
-// ServeHTTP calls h and answers the error that it returns. If no Observe wraps h, ServeHTTP wraps
-// it in one that logs to slog.Default().
+// ServeHTTP calls h and turns its error into a response. If no Observe wraps h, ServeHTTP wraps it
+// in one that logs to slog.Default().
 func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rep := replyOf(w)
 	if rep == nil {
 		Observe(slog.Default(), h).ServeHTTP(w, r)
 		return
 	}
-	encoding := w.Header()["Content-Encoding"] // set by middleware, which may encode what w gets
+	encoding := w.Header()["Content-Encoding"] // set by middleware, which may encode the body
 	if err := h(w, r); err != nil {
 		rep.fail(w, err, encoding)
 	}
 }
 
-// Problem is the body of an error response (RFC 9457). Its detail is where FastAPI's HTTPException
-// has it, so a client of the lecture's app finds it there.
+// Problem is the body of an error response (RFC 9457). Its detail has the same place as FastAPI's,
+// so a client of the lecture's app finds it.
 type Problem struct {
 	Type      string       `json:"type"`
 	Title     string       `json:"title"`
@@ -121,10 +121,10 @@ type Problem struct {
 	RequestID string       `json:"request_id,omitzero"`
 }
 
-// NewProblem returns what a client may know about err: the status, detail and fields of an
-// HTTPError; that a body was too large; and for any other error only that the server failed.
+// NewProblem returns the part of err that a client may see: the status, detail and fields of an
+// HTTPError; the limit that a body exceeded; or, for any other error, only a 500.
 func NewProblem(err error) Problem {
-	// about:blank means that the status says it all (RFC 9457, 4.2.1).
+	// The type about:blank adds nothing to the status (RFC 9457, 4.2.1).
 	p := Problem{Type: "about:blank", Status: http.StatusInternalServerError}
 	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status >= 400 && e.Status <= 599 {
 		p.Status, p.Detail, p.Errors = e.Status, e.Detail, e.Fields
@@ -138,11 +138,11 @@ func NewProblem(err error) Problem {
 // fail answers with err; every error response is made here. If the response has already begun, fail
 // aborts the connection instead, since a truncated 200 must never look complete. It also aborts if
 // err only says that the client has gone, since nobody is there to answer. encoding is the
-// Content-Encoding of middleware between rep and w.
+// Content-Encoding set by middleware between rep and w.
 func (rep *reply) fail(w http.ResponseWriter, err error, encoding []string) {
 	rep.err = err
 	if rep.hijacked {
-		return // the connection is the handler's own
+		return // the connection belongs to the handler
 	}
 	if rep.status != 0 || rep.clientGone() && errors.Is(err, context.Canceled) {
 		rep.aborted = true
@@ -160,7 +160,8 @@ func (rep *reply) fail(w http.ResponseWriter, err error, encoding []string) {
 	h.Set("Cache-Control", "no-store") // otherwise a cache may store a 404 (RFC 9111, 4.2.2)
 	p := NewProblem(err)
 	p.RequestID = rep.id
-	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status == p.Status { // otherwise it became a bare 500
+	// If they differ, NewProblem has made e a bare 500.
+	if e, ok := errors.AsType[*HTTPError](err); ok && e.Status == p.Status {
 		maps.Copy(h, e.Header)
 	}
 	if err := writeJSON(w, p.Status, "application/problem+json", p); err != nil {
@@ -182,7 +183,7 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) err
 	}
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
-	enc.SetEscapeHTML(false) // this is not HTML, and nosniff says so
+	enc.SetEscapeHTML(false) // nosniff keeps browsers from reading this as HTML
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encode the response: %w", err)
 	}
@@ -198,8 +199,8 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) err
 // writes one log line when the request is done, with the cause if it failed. A panic becomes a 500,
 // with its stack in the log; http.ErrAbortHandler is passed on to net/http.
 //
-// Make it the outermost handler. Middleware between it and the mux that replaces the request hides
-// the route from the log; if it replaces w, w needs an Unwrap method, or errors are observed twice.
+// Make it the outermost handler. If middleware between it and the mux replaces the request, the log
+// lacks the route; if middleware replaces w and adds no Unwrap method, requests are logged twice.
 func Observe(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rep := &reply{ResponseWriter: w, request: r, id: requestID(r), start: time.Now()}
@@ -211,7 +212,7 @@ func Observe(log *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// reply is the ResponseWriter of an observed request, and holds what the log will say about it.
+// reply is the ResponseWriter of an observed request, and collects the facts for its log line.
 type reply struct {
 	http.ResponseWriter
 	request *http.Request
@@ -222,7 +223,7 @@ type reply struct {
 	err     error
 	stack   []byte // of a panic
 
-	aborted  bool // it ends with http.ErrAbortHandler
+	aborted  bool // the request ends with http.ErrAbortHandler
 	hijacked bool // the handler has taken over the connection
 }
 
@@ -244,11 +245,11 @@ func (rep *reply) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Flush is FlushError for code that expects an http.Flusher, such as libraries for SSE.
+// Flush calls FlushError, for code that expects an http.Flusher, such as SSE libraries.
 func (rep *reply) Flush() { _ = rep.FlushError() }
 
-// FlushError sends what has been written so far, which begins the response. http.ResponseController
-// calls it; the methods that rep lacks reach the connection through Unwrap.
+// FlushError sends everything written so far, which begins the response. http.ResponseController
+// calls it, and finds the methods that rep lacks through Unwrap.
 func (rep *reply) FlushError() error {
 	err := http.NewResponseController(rep.ResponseWriter).Flush()
 	if rep.status == 0 && !errors.Is(err, http.ErrNotSupported) {
@@ -257,14 +258,14 @@ func (rep *reply) FlushError() error {
 	return err
 }
 
-// Hijack hands the connection over to the handler. From then on, rep can answer nothing.
+// Hijack hands the connection over to the handler. After that, nothing can be sent through rep.
 func (rep *reply) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(rep.ResponseWriter).Hijack()
 	rep.hijacked = err == nil
 	return conn, rw, err
 }
 
-// Unwrap lets http.ResponseController and replyOf reach the ResponseWriter inside.
+// Unwrap lets http.ResponseController reach the ResponseWriter inside rep.
 func (rep *reply) Unwrap() http.ResponseWriter { return rep.ResponseWriter }
 
 // replyOf returns the reply inside any wrappers that middleware has added, or nil.
@@ -284,7 +285,7 @@ func replyOf(w http.ResponseWriter) *reply {
 // clientGone reports whether the client has closed the connection.
 func (rep *reply) clientGone() bool { return rep.request.Context().Err() != nil }
 
-// answerPanic is deferred: it turns a panic into a 500.
+// answerPanic, when deferred, turns a panic into a 500.
 func (rep *reply) answerPanic() {
 	switch p := recover(); p {
 	case nil:
@@ -297,7 +298,7 @@ func (rep *reply) answerPanic() {
 	}
 }
 
-// log is deferred: it writes the request's one log line.
+// log writes the request's one log line.
 func (rep *reply) log(log *slog.Logger) {
 	r, status, level := rep.request, rep.status, slog.LevelInfo
 	switch {
@@ -305,7 +306,7 @@ func (rep *reply) log(log *slog.Logger) {
 		status = 499 // nginx's code for "client closed request"
 	case rep.aborted, rep.hijacked && rep.err != nil:
 		level = slog.LevelError
-	case rep.hijacked: // the status is the handler's own, and unknown here
+	case rep.hijacked: // only the handler knows the status
 	case status == 0:
 		status = http.StatusOK // net/http sends 200 if the handler wrote nothing
 	}
@@ -333,7 +334,7 @@ func (rep *reply) log(log *slog.Logger) {
 	log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// loggable matches a client's id that is safe: it can't forge a log line or a header.
+// loggable matches ids that are safe: they can't forge a log line or a header.
 var loggable = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 func requestID(r *http.Request) string {
@@ -343,16 +344,16 @@ func requestID(r *http.Request) string {
 	return strconv.FormatUint(rand.Uint64()|1<<63, 16) // always 16 hex digits
 }
 
-// The second half: reading input, where client errors come from. What ReadJSON and ParseInt return
-// is valid, or there is an error that says what is wrong.
+// The second half reads input, the source of client errors. ReadJSON and ParseInt deliver valid
+// input or an error that says what is wrong.
 
-// FieldError describes one invalid part of a request, in FastAPI's format.
+// FieldError describes one invalid part of a request, with loc and msg as in FastAPI.
 type FieldError struct {
-	Loc []string `json:"loc"` // where: ["path", "item_id"], ["body", "input", "n"]
+	Loc []string `json:"loc"` // the place, such as ["body", "input", "n"]
 	Msg string   `json:"msg"`
 }
 
-// Invalid returns a 422 that lists the fields at fault.
+// Invalid returns a 422 that lists the invalid fields.
 func Invalid(fields ...FieldError) *HTTPError {
 	details := make([]string, len(fields))
 	for i, f := range fields {
@@ -363,8 +364,8 @@ func Invalid(fields ...FieldError) *HTTPError {
 	return e
 }
 
-// ParseInt returns value as a decimal integer, with or without a sign. If it is not one, or does not
-// fit in an int64, the error is a 422 that names loc: "path", "item_id".
+// ParseInt parses value as a decimal integer, with or without a sign. If value is not one or does
+// not fit in an int64, the error is a 422 that names loc, such as "path", "item_id".
 func ParseInt(value string, loc ...string) (int64, error) {
 	i, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
@@ -373,20 +374,21 @@ func ParseInt(value string, loc ...string) (int64, error) {
 	return i, nil
 }
 
-// maxBody limits the request body that ReadJSON accepts, in bytes.
+// maxBody is the largest request body that ReadJSON accepts, in bytes.
 const maxBody = 1 << 20
 
-// ReadJSON decodes the request body, one JSON value, into v. Its errors are answered with 415 if
-// the Content-Type is not application/json, 413 if the body is over 1 MiB (unread, if
-// Content-Length says so), 408 if it arrives too slowly, 400 if it is not JSON, and 422 if it does
-// not match v; see DecodeJSON.
+// ReadJSON decodes the request body, one JSON value, into v. Its errors become a 415 if the
+// Content-Type is not application/json, a 413 if the body is over 1 MiB (unread if Content-Length
+// says so), a 408 if it arrives too slowly, a 400 if it is incomplete or not JSON, and a 422 if it
+// does not match v; see DecodeJSON.
 func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" {
 		return Errorf(http.StatusUnsupportedMediaType, "the Content-Type must be application/json")
 	}
 	if r.ContentLength > maxBody {
-		return &http.MaxBytesError{Limit: maxBody} // a client that sent Expect: 100-continue need not send its body
+		// A client that sent Expect: 100-continue need not send its body.
+		return &http.MaxBytesError{Limit: maxBody}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -402,10 +404,10 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 }
 
 // DecodeJSON decodes data, one JSON value in UTF-8, into the pointer v. Its errors are HTTPErrors
-// that name loc: a 400 if data is not UTF-8 JSON; a 422 for the first value of the wrong type or
-// unknown field (which encoding/json names without its enclosing objects); and a 422 for every
-// fault that v's method Validate() []FieldError finds, if it has one. If v is not a pointer, the
-// error becomes a 500.
+// that name loc: a 400 if data is not JSON in UTF-8; a 422 for null, the first value of the wrong
+// type, or an unknown field (which encoding/json names without its enclosing objects); and a 422
+// with all faults that v's method Validate() []FieldError finds, if it has one. If v is nil or not
+// a pointer, the error becomes a 500.
 func DecodeJSON(data []byte, v any, loc ...string) error {
 	if err := json.Unmarshal(data, new(json.RawMessage)); err != nil {
 		e := Errorf(http.StatusBadRequest, "%s is not valid JSON", strings.Join(loc, "."))
@@ -424,7 +426,7 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		if _, ok := errors.AsType[*json.InvalidUnmarshalError](err); ok {
-			return err // v is not a pointer: the program's fault, not the client's
+			return err // v is nil or not a pointer, which is not the client's fault
 		}
 		return misfit(err, data, v, loc)
 	}
@@ -441,7 +443,7 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 }
 
 // misfit restates encoding/json's error in JSON's terms, since clients don't know Go's. It is vague
-// where more might not be true: about a type that reads its own JSON, such as a time.
+// about a type that decodes its own JSON, such as a time, since more might not be true.
 func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	var place []string // below loc
 	msg := noShape
@@ -451,14 +453,14 @@ func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 		}
 		msg = mustBe(wrong.Type)
 	}
-	// An unknown field has no error type, only this text: json: unknown field "x".
+	// An unknown field's error has no type of its own, only this text: json: unknown field "x".
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name, _ := strconv.Unquote(quoted)
 		place, msg = []string{name}, "is not a known field"
 	}
 	loc = slices.Clone(loc)
 	for _, name := range place {
-		loc = append(loc, fmt.Sprintf("%.64s", name)) // it can be as long as the body
+		loc = append(loc, fmt.Sprintf("%.64s", name)) // a name can be as long as the body
 	}
 	e := Invalid(FieldError{loc, msg})
 	if msg == noShape {
@@ -467,15 +469,15 @@ func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	return e
 }
 
-// placed reports whether the place of wrong is one in data. If a type reads its own JSON, the error
-// may have a place inside that type, or none.
+// placed reports whether wrong names a place in data. If a type decodes its own JSON, the error may
+// name a place inside that type, or none.
 func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 	if wrong.Field == "" {
 		return wrong.Type == reflect.TypeOf(v).Elem()
 	}
 	var object map[string]json.RawMessage
 	if json.Unmarshal(data, &object) != nil {
-		return true // it is an array, whose indexes only Go 1.27 reports
+		return true // data is an array, whose indexes Go reports only since 1.27
 	}
 	for name := range object {
 		if strings.Contains("."+wrong.Field+".", "."+name+".") {
@@ -487,14 +489,14 @@ func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 
 const noShape = "does not have the right shape"
 
-// mustBe says what JSON decodes into a t. If t reads its own, only t knows.
+// mustBe names the JSON that decodes into a t. If t decodes its own JSON, only t knows.
 func mustBe(t reflect.Type) string {
 	p := reflect.PointerTo(t)
 	switch k := t.Kind(); {
 	case p.Implements(reflect.TypeFor[json.Unmarshaler]()), p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
 		return noShape
 	case k == reflect.Slice && t.Elem().Kind() == reflect.Uint8:
-		return noShape // bytes are a string in base64
+		return noShape // []byte needs a string in base64
 	case t == reflect.TypeFor[json.Number](), k == reflect.Float32, k == reflect.Float64:
 		return "must be a number"
 	case k == reflect.String:

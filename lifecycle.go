@@ -5,10 +5,10 @@
 //	@app.on_event("startup")
 //	@app.on_event("shutdown")
 //
-// (on_event is deprecated; FastAPI now prefers one function for both, lifespan.)
+// (on_event is deprecated; FastAPI now prefers lifespan, one function for both.)
 //
 // Go says: main is a function, so startup code goes before Serve, and shutdown code after it. The
-// hard part is to do it in order and to lose no request:
+// hard part is keeping the order and losing no requests:
 //
 //	l := &Lifecycle{Grace: 20 * time.Second, Linger: 2 * time.Second}
 //	l.Add(Hook{Name: "model", Start: loadModel})
@@ -16,7 +16,7 @@
 //
 //	ln, err := net.Listen("tcp", "localhost:8000")
 //	if err != nil {
-//		log.Fatal(err) // a port in use is an error here, before any hook has run
+//		log.Fatal(err) // such as a port in use, before any hook has run
 //	}
 //	err = l.Run(context.Background(), ln, &http.Server{Handler: mux})
 //
@@ -49,11 +49,11 @@ type Hook struct {
 	Name string
 
 	// Start runs before the first request, like on_event("startup"). A signal cancels its context,
-	// which is for starting only: don't use it in what keeps running.
+	// so don't use that in anything that keeps running.
 	Start func(context.Context) error
 
-	// Drain runs after the signal, while requests are still served: accept no more work, and finish
-	// what clients are waiting for.
+	// Drain runs after the signal, while requests are still served. It should refuse new work and
+	// finish the work that clients wait for.
 	Drain func(context.Context) error
 
 	// Stop runs at the end, if Start succeeded, like on_event("shutdown"). By then the last request
@@ -64,42 +64,41 @@ type Hook struct {
 // Lifecycle runs a server between its hooks. The zero value works, but gives requests no time to
 // finish.
 type Lifecycle struct {
-	Log    *slog.Logger  // nil: slog.Default()
-	Grace  time.Duration // from the signal until connections are closed by force
-	Linger time.Duration // how long a busy server keeps serving before, and again after, the Drain hooks
+	Log    *slog.Logger  // nil means slog.Default()
+	Grace  time.Duration // time from the signal until connections are closed by force
+	Linger time.Duration // maximum time a busy server serves before the drain and again after it
 
 	hooks    []Hook
 	ready    atomic.Bool
 	serving  time.Time    // when Serve was called
-	requests atomic.Int64 // in flight
+	requests atomic.Int64 // number in flight
 	answered atomic.Int64 // when the last one was answered, in nanoseconds since serving
-	silent   sync.Map     // connections without a complete header yet, and since when: net.Conn, time.Time
+	silent   sync.Map     // when each net.Conn without a complete header was accepted
 }
 
-// stopTime is how much time all Stop hooks get together.
+// stopTime is the time that all Stop hooks have together.
 const stopTime = 5 * time.Second
 
-// Add adds a hook. Hooks start in the order they were added, and drain and stop in reverse.
+// Add adds a hook. Hooks start in the order they were added, and drain and stop in reverse order.
 func (l *Lifecycle) Add(h Hook) { l.hooks = append(l.hooks, h) }
 
 // Ready reports whether the server is ready for new clients: everything has started, and no signal
-// has arrived. Tell your load balancer, so that it takes the server out during the linger.
+// has arrived. Tell your load balancer, so that it takes the server out of rotation.
 func (l *Lifecycle) Ready() bool { return l.ready.Load() }
 
 // Run starts the hooks, serves on ln until SIGINT or SIGTERM arrives or ctx is done, and shuts down
-// in order. It wraps srv.Handler to learn when requests are answered, and makes the process, and
-// the programs it starts, ignore SIGPIPE. The error joins everything that went wrong; if it is nil,
-// exit with code 0.
+// in order. It wraps srv.Handler and srv.ConnState to watch requests, and makes the process and the
+// programs it starts ignore SIGPIPE. The error joins all errors; if it is nil, exit with code 0.
 //
 // A signal during startup cancels the running Start hook's context. Run waits for that hook, starts
 // no other, and stops those that have started; this is not an error. A second signal kills the
 // process at once, whatever it is doing, unless the signal was ignored when the process started.
 func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) error {
-	defer ln.Close() // in case startup fails; otherwise Serve closes it
+	defer ln.Close() // in case startup ends early; otherwise Serve closes ln
 	l.Log = cmp.Or(l.Log, slog.Default())
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // after stop, a signal has its default effect: it kills the process
+	context.AfterFunc(ctx, stop) // after stop, a signal kills the process, as by default
 	// Ctrl-C also kills the tee in "2>&1 | tee log.txt", and a log line that nobody reads must not
 	// kill this process.
 	signal.Ignore(syscall.SIGPIPE)
@@ -109,7 +108,7 @@ func (l *Lifecycle) Run(ctx context.Context, ln net.Listener, srv *http.Server) 
 		err = l.serve(ctx, stop, ln, srv)
 	}
 
-	// ctx is done, but stopping takes time, hence WithoutCancel.
+	// ctx may be done, but stopping takes time, hence WithoutCancel.
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	for _, h := range slices.Backward(started) {
@@ -138,13 +137,13 @@ func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 	return started, nil
 }
 
-// serve serves until ctx is done, and then until clients have their results or Grace is over. Every
-// step of the shutdown takes at most half of what is left of Grace.
+// serve serves until ctx is done, and then until clients have their responses or Grace is over.
+// Every step before Shutdown gets at most half of the remaining Grace.
 func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
 	srv.ConnState = l.watchConns(srv.ConnState)
 	l.serving = time.Now()
-	l.answered.Store(int64(-l.Linger)) // nobody came lately
+	l.answered.Store(int64(-l.Linger)) // no request was answered lately
 	l.ready.Store(true)
 	var closing atomic.Bool
 	served := make(chan error, 1)
@@ -161,22 +160,22 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
 	case cause = <-served: // the listener failed
-		served <- cause // read again at the end of this function
+		served <- cause // for the second receive, below
 	}
-	stop() // here too, so that the next log line is already true
+	stop() // without waiting for AfterFunc, so that the next log line is true
 	l.ready.Store(false)
 	l.Log.Info("draining; a second signal ends the program at once", "cause", cause, "grace", l.Grace)
 
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Grace)
 	defer cancel()
-	l.linger(grace) // load balancers see that the server is not ready; it still does everything
+	l.linger(grace) // load balancers see that the server is not ready; it still serves everything
 	err := l.drain(grace)
 	l.linger(grace) // clients fetch their results
 
 	l.Log.Info("shutting down")
 	closing.Store(true)
 	ln.Close()
-	err = errors.Join(err, <-served) // so every connection is known from here on
+	err = errors.Join(err, <-served) // after Serve, every connection is known
 	l.settle(grace)
 	if late := srv.Shutdown(grace); late != nil {
 		err = errors.Join(err, fmt.Errorf("connections were closed by force: %w", late), srv.Close())
@@ -184,9 +183,9 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	return err
 }
 
-// watch counts requests and notes when they are answered. After the signal, its responses ask clients
-// to close their connections. http.Server.SetKeepAlivesEnabled(false) does that too, but it also
-// closes idle connections, even if a request is already on its way.
+// watch counts requests and records when they are answered. After the signal, its responses ask
+// clients to close their connections. http.Server.SetKeepAlivesEnabled(false) does that too, but it
+// also closes idle connections, even if a request is already on its way.
 func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux // as http.Server does
@@ -204,7 +203,7 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 	})
 }
 
-// watchConns notes which connections have not sent a complete header yet.
+// watchConns tracks the connections that have not sent a complete header yet.
 func (l *Lifecycle) watchConns(next func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
 	return func(c net.Conn, state http.ConnState) {
 		if state == http.StateNew {
@@ -218,15 +217,15 @@ func (l *Lifecycle) watchConns(next func(net.Conn, http.ConnState)) func(net.Con
 	}
 }
 
-// half returns half of the time that is left of grace.
+// half returns half of the time left in grace.
 func half(grace context.Context) time.Duration {
 	end, _ := grace.Deadline()
 	return time.Until(end) / 2
 }
 
-// linger keeps a busy server serving. During that time load balancers take it out, and clients leave
-// by themselves, since they are asked to: Shutdown closes idle keep-alive connections, and any of
-// them may have a request on its way. A server that nobody is using stops at once.
+// linger keeps a busy server serving. Meanwhile load balancers take it out of rotation, and clients
+// close their connections, as asked. Shutdown would close idle keep-alive connections even if a
+// request is on its way. An idle server does not linger.
 func (l *Lifecycle) linger(grace context.Context) {
 	quiet := time.Since(l.serving) - time.Duration(l.answered.Load())
 	if l.Linger > 0 && (l.requests.Load() > 0 || quiet < l.Linger) {
@@ -236,7 +235,7 @@ func (l *Lifecycle) linger(grace context.Context) {
 	}
 }
 
-// drain runs the Drain hooks in reverse.
+// drain runs the Drain hooks in reverse order.
 func (l *Lifecycle) drain(grace context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(grace, half(grace))
 	defer cancel()
@@ -246,13 +245,13 @@ func (l *Lifecycle) drain(grace context.Context) (err error) {
 	return err
 }
 
-// settle waits for connections that have not sent a complete header yet: Shutdown would drop their
-// requests. It closes those that still have not when they are 5 seconds old, and all of them when its
-// time is over.
+// settle waits for connections that have not sent a complete header yet, since Shutdown would drop
+// their requests. It closes any that still have not after 5 seconds, and all of them when its time
+// is over.
 //
 // Three kinds of requests can still be lost: one that arrives at the instant of Shutdown, one whose
 // header arrives slowly on a keep-alive connection, and one on a connection that the kernel has
-// completed but Serve has not accepted.
+// established but Serve has not accepted.
 func (l *Lifecycle) settle(grace context.Context) {
 	ctx, cancel := context.WithTimeout(grace, half(grace))
 	defer cancel()
@@ -269,7 +268,7 @@ func (l *Lifecycle) settle(grace context.Context) {
 		if !waiting {
 			return
 		}
-		time.Sleep(10 * time.Millisecond) // Shutdown, too, asks again and again
+		time.Sleep(10 * time.Millisecond) // polls, as Shutdown does
 	}
 }
 

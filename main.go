@@ -5,14 +5,14 @@
 //	go test ./...
 //
 //	GET    /users/  /users/{username}  /orders/  /orders/me
-//	GET    /v1/{item_id}  /v2/{item_id}     unknown item: a bare 500; a 404 that says why
+//	GET    /v1/{item_id}  /v2/{item_id}     an unknown item gets a bare 500 in v1, a 404 in v2
 //	POST   /tasks                           answers at once, or waits with Prefer: wait=5
 //	GET    /tasks  /tasks/{id}
 //	DELETE /tasks/{id}
 //	GET    /healthz  /readyz  /docs
 //
 // main.go is the app. router.go, errors.go, tasks.go and lifecycle.go are one lesson each; read
-// them in that order. Each needs no other file and can be copied alone.
+// them in that order. Each lesson needs no other file and can be copied alone.
 package main
 
 import (
@@ -41,8 +41,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stderr))
 }
 
-// run is main with its dependencies as arguments. It returns the exit code: 0, 1 for a failure, 2
-// for invalid flags.
+// run does main's work with its dependencies as arguments. It returns the exit code: 0, 1 for a
+// failure, or 2 for invalid flags.
 func run(ctx context.Context, args []string, stderr io.Writer) int {
 	c, err := parseFlags(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -56,13 +56,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		handler = slog.NewJSONHandler(stderr, nil)
 	}
 	a := newApp(c, slog.New(handler))
-	ln, err := net.Listen("tcp", c.addr) // before any hook: a port in use is the most common failure
+	ln, err := net.Listen("tcp", c.addr) // before any hook, since a port in use is a common failure
 	if err != nil {
 		a.log.Error("can't listen: choose another address with -addr", "cause", err)
 		return 1
 	}
 	host, _, _ := net.SplitHostPort(c.addr)
-	_, port, _ := net.SplitHostPort(ln.Addr().String()) // differs from -addr's if that is 0
+	_, port, _ := net.SplitHostPort(ln.Addr().String()) // the actual port, since -addr's may be 0
 	a.home = "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port)
 	if err := a.lifecycle.Run(ctx, ln, a.server()); err != nil {
 		a.log.Error("plainapi failed", "cause", err)
@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	return 0
 }
 
-// config holds the flags.
+// config holds the flag values.
 type config struct {
 	addr, journal, log   string
 	workers, queue, keep int
@@ -83,22 +83,22 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs := flag.NewFlagSet("plainapi", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&c.addr, "addr", "localhost:8000", "`host:port` to listen on")
-	fs.IntVar(&c.workers, "workers", max(1, runtime.GOMAXPROCS(0)-1), "how many tasks run at once")
-	fs.IntVar(&c.queue, "queue", 1000, "how many tasks may wait for a worker")
-	fs.IntVar(&c.keep, "keep", 1000, "how many finished tasks can still be fetched")
-	fs.StringVar(&c.journal, "journal", "", "`file` that keeps tasks across restarts and crashes; empty: memory only")
+	fs.IntVar(&c.workers, "workers", max(1, runtime.GOMAXPROCS(0)-1), "number of tasks that can run at once")
+	fs.IntVar(&c.queue, "queue", 1000, "number of tasks that can wait for a worker")
+	fs.IntVar(&c.keep, "keep", 1000, "number of finished tasks that can still be fetched")
+	fs.StringVar(&c.journal, "journal", "", "`file` that keeps tasks across restarts and crashes; without it, they are only in memory")
 	fs.StringVar(&c.items, "items", "", "JSON `file` with the items, {\"1\": \"name\"}; empty: the lecture's items")
-	fs.DurationVar(&c.grace, "grace", 20*time.Second, "how long a graceful shutdown may take")
-	fs.DurationVar(&c.linger, "linger", 2*time.Second, "how long a busy server keeps serving before the drain, and again after it")
+	fs.DurationVar(&c.grace, "grace", 20*time.Second, "time from the signal until connections are closed by force")
+	fs.DurationVar(&c.linger, "linger", 2*time.Second, "maximum time a busy server keeps serving before the drain, and again after it")
 	fs.StringVar(&c.log, "log", "text", "log `format`: text or json")
 	if err := fs.Parse(args); err != nil {
-		return c, err // Parse has already printed it and the usage
+		return c, err // Parse has already printed the usage
 	}
 	switch {
 	case fs.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case c.addr == "":
-		err = errors.New("-addr must not be empty") // "" would mean any free port on every interface
+		err = errors.New("-addr must not be empty") // with "", net.Listen takes any free port
 	case c.workers < 1 || c.workers > 1000:
 		err = errors.New("-workers must be between 1 and 1000")
 	case c.queue < 1 || c.keep < 1:
@@ -127,8 +127,8 @@ type app struct {
 }
 
 // newApp wires the lessons together. Its hooks start in this order before the first request, and
-// stop in reverse after the last. Add a hook that tasks need before "tasks", which may run tasks as
-// soon as it has read the journal.
+// stop in reverse order after the last. A hook that tasks need must come before "tasks", which may
+// run them as soon as it has read the journal.
 func newApp(c config, log *slog.Logger) *app {
 	a := &app{log: log, lifecycle: &Lifecycle{Log: log, Grace: c.grace, Linger: c.linger}}
 	a.tasks = NewTasks(Config{
@@ -145,7 +145,7 @@ func newApp(c config, log *slog.Logger) *app {
 		Stop:  a.tasks.Stop, // again, to wait for the tasks that Drain cut off
 	})
 	a.lifecycle.Add(Hook{
-		Name:  "log", // starts last; its Stop is on_event("shutdown"), where the lecture saves its log
+		Name:  "log", // its Stop is like on_event("shutdown"), where the lecture saves its log
 		Start: func(context.Context) error { log.Info("listening", "url", a.home+"/docs"); return nil },
 		Stop:  a.report,
 	})
@@ -160,26 +160,26 @@ func (a *app) report(context.Context) error {
 	return nil
 }
 
-// writeTimeout limits a response, counted from the end of the request's header. A waiting poll
-// extends it.
+// writeTimeout limits the time for a response, counted from the end of the request's header. A
+// waiting poll extends it.
 const writeTimeout = 30 * time.Second
 
-// server returns an http.Server with timeouts (the zero value has none), so that no client can hold
-// it up for long. ReadTimeout is shorter than WriteTimeout, so that a slow body still gets an
-// answer, and shorter than -grace's default, so that a shutdown doesn't cut that answer off.
+// server returns an http.Server with timeouts (the zero value has none), so that a slow client
+// can't tie it up. ReadTimeout is shorter than WriteTimeout, so that a slow body still gets a
+// response, and shorter than -grace's default, so that a shutdown doesn't cut that response off.
 func (a *app) server() *http.Server {
 	return &http.Server{
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      writeTimeout,
-		IdleTimeout:       75 * time.Second, // longer than the usual 60 s of proxies, which must be the first to hang up
+		IdleTimeout:       75 * time.Second, // over proxies' usual 60 s, so that they close first
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
 }
 
-// handler returns the app's complete handler: the routes, and around them what every request passes.
+// handler returns the app's complete handler: the routes inside the middleware for every request.
 func (a *app) handler() http.Handler {
 	sameOrigin := http.NewCrossOriginProtection()
 	sameOrigin.SetDenyHandler(Endpoint(func(http.ResponseWriter, *http.Request) error {
@@ -190,7 +190,7 @@ func (a *app) handler() http.Handler {
 	return root.Handler()
 }
 
-// observe logs every request, and counts it for the report.
+// observe logs every request and counts it for the report.
 func (a *app) observe(next http.Handler) http.Handler {
 	return Observe(a.log, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.served.Add(1)
@@ -198,7 +198,7 @@ func (a *app) observe(next http.Handler) http.Handler {
 	}))
 }
 
-// routes registers every route. The handlers follow in the same order, the demo's at the end.
+// routes registers every route. The handlers follow in the same order, but the demo's are last.
 func (a *app) routes() *Router {
 	root := NewRouter("")
 	root.NoMatch = Endpoint(a.noMatch)
@@ -236,7 +236,7 @@ func (a *app) routes() *Router {
 	return root
 }
 
-// noMatch answers 404 and 405 in the same format as every other error.
+// noMatch answers with 404 or 405, in the same format as every other error.
 func (a *app) noMatch(w http.ResponseWriter, r *http.Request) error {
 	if allow := w.Header().Get("Allow"); allow != "" {
 		return Errorf(http.StatusMethodNotAllowed, "this path allows %s", allow)
@@ -314,8 +314,8 @@ func writeTask(w http.ResponseWriter, status int, task Task) error {
 	return WriteJSON(w, status, task)
 }
 
-// await waits for the task to finish, for as long as the client's Prefer allows, and returns its
-// latest state. It returns early if a shutdown leaves the task unfinished or the client leaves.
+// await waits for the task to finish, at most as long as Prefer allows, and returns its latest
+// state. It returns early if a shutdown leaves the task unfinished or the client disconnects.
 func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, error) {
 	seconds, ok := preferWait(r.Header)
 	if !ok {
@@ -329,15 +329,15 @@ func (a *app) await(w http.ResponseWriter, r *http.Request, task Task) (Task, er
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
 	if waited, err := a.tasks.Wait(ctx, task.ID); err == nil {
-		task = waited // otherwise it has finished and been dropped
+		task = waited // otherwise the task has finished and been dropped
 	}
 	if err := r.Context().Err(); err != nil {
 		return task, err
 	}
-	return task, extendWrite(w, 0) // the wait may have been longer than it should, on a stopped machine
+	return task, extendWrite(w, 0) // a suspended machine may have waited longer
 }
 
-// extendWrite gives the response writeTimeout from now on, plus d.
+// extendWrite sets the response's deadline to writeTimeout plus d from now.
 func extendWrite(w http.ResponseWriter, d time.Duration) error {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(d + writeTimeout))
 	if errors.Is(err, http.ErrNotSupported) {
@@ -346,14 +346,14 @@ func extendWrite(w http.ResponseWriter, d time.Duration) error {
 	return err
 }
 
-// preferWait returns the seconds of "Prefer: wait=5" (RFC 7240), at most 30. Malformed preferences
-// are ignored, as the RFC wants; the first valid one counts.
+// preferWait returns the seconds in "Prefer: wait=5" (RFC 7240), at most 30. Malformed preferences
+// are ignored, as the RFC requires; the first valid wait counts.
 func preferWait(h http.Header) (seconds int, ok bool) {
-	all := strings.Join(h.Values("Prefer"), ",") // several field lines form one list (RFC 9110, 5.3)
+	all := strings.Join(h.Values("Prefer"), ",") // field lines form one list (RFC 9110, 5.3)
 	for preference := range strings.SplitSeq(all, ",") {
 		preference, _, _ = strings.Cut(preference, ";") // without its parameters
 		name, value, _ := strings.Cut(preference, "=")
-		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64) // the largest uint64 on overflow
+		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64) // n is MaxUint64 on overflow
 		if strings.EqualFold(strings.TrimSpace(name), "wait") && (err == nil || errors.Is(err, strconv.ErrRange)) {
 			return int(min(n, 30)), true
 		}
@@ -361,8 +361,7 @@ func preferWait(h http.Header) (seconds int, ok bool) {
 	return 0, false
 }
 
-// taskError maps tasks.go's errors to HTTP status codes. An HTTPError from a Check or a Run is
-// returned unchanged.
+// taskError turns tasks.go's errors into HTTPErrors. It returns any other error unchanged.
 func (a *app) taskError(err error) error {
 	if _, ok := errors.AsType[*HTTPError](err); ok {
 		return err
@@ -402,9 +401,9 @@ func (a *app) taskError(err error) error {
 	return err
 }
 
-// taskProblem returns what a client may know about a task's error: the same as for a request's.
+// taskProblem describes a task's error to clients, as if it were a request's.
 func (a *app) taskProblem(err error) json.RawMessage {
-	problem, _ := encode(NewProblem(a.taskError(err))) // can't fail: only strings and a number
+	problem, _ := encode(NewProblem(a.taskError(err))) // can't fail, since a Problem is plain data
 	return problem
 }
 
@@ -421,8 +420,8 @@ func (a *app) readyz(w http.ResponseWriter, r *http.Request) error {
 	return a.healthz(w, r)
 }
 
-// kinds returns the kinds of task. It is a method so that a kind can use what a hook has loaded,
-// such as a model.
+// kinds returns the kinds of task. It is a method so that a kind can use data that a hook has
+// loaded, such as a model.
 func (a *app) kinds() map[string]Kind {
 	return map[string]Kind{
 		"sleep":  kindOf(sleepInput{WaitTime: 3}, sleep),
@@ -430,8 +429,8 @@ func (a *app) kinds() map[string]Kind {
 	}
 }
 
-// kindOf makes a Kind from a function with a typed input. Fields that a client leaves out have
-// their value in defaults, which is copied for each task: put no maps, slices or pointers in it.
+// kindOf makes a Kind from a function with a typed input. Fields that a client omits have their
+// values from defaults, which is copied for each task and must not hold maps, slices or pointers.
 func kindOf[T any](
 	defaults T, run func(ctx context.Context, task Task, input T, progress func(float64)) (any, error),
 ) Kind {
@@ -454,7 +453,7 @@ func kindOf[T any](
 		Run: func(ctx context.Context, task Task, progress func(float64)) (any, error) {
 			v, err := decode(task.Input)
 			if err != nil {
-				return nil, err // from a journal; an older version accepted it
+				return nil, err // an older version accepted this input
 			}
 			return run(ctx, task, v, progress)
 		},
@@ -472,7 +471,7 @@ func (in sleepInput) Validate() []FieldError {
 	return nil
 }
 
-// sleep is the lecture's task: it takes wait_time seconds.
+// sleep does the lecture's task, which takes wait_time seconds.
 func sleep(ctx context.Context, _ Task, in sleepInput, progress func(float64)) (any, error) {
 	const steps = 100
 	for i := range steps {
@@ -515,7 +514,7 @@ next:
 		}
 		for _, p := range divisors {
 			if p > i/p {
-				break // i is prime: a larger divisor would come with a smaller one
+				break // i is prime, since a larger divisor would come with a smaller one
 			}
 			if i%p == 0 {
 				continue next
@@ -555,7 +554,7 @@ func (a *app) readOrderMe(w http.ResponseWriter, r *http.Request) error {
 	return WriteJSON(w, http.StatusOK, map[string]string{"my_order": "taco"})
 }
 
-// loadItems runs at startup. It loads the lecture's items, or those in the file if there is one.
+// loadItems loads the lecture's items, or the items in the file if path is not empty.
 func (a *app) loadItems(path string) error {
 	a.items = map[int64]string{1: "Boostcamp", 2: "AI", 3: "Tech"}
 	if path == "" {
@@ -575,7 +574,7 @@ func (a *app) loadItems(path string) error {
 	return nil
 }
 
-// findItemV1 is the lecture's bad example: for a missing item the client gets a bare 500.
+// findItemV1 follows the lecture's bad example: for a missing item the client gets a bare 500.
 func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
 	id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
 	if err != nil {
@@ -583,12 +582,12 @@ func (a *app) findItemV1(w http.ResponseWriter, r *http.Request) error {
 	}
 	item, ok := a.items[id]
 	if !ok {
-		return fmt.Errorf("no item %d", id) // like Python's KeyError that nobody catches
+		return fmt.Errorf("no item %d", id) // like an uncaught KeyError in Python
 	}
 	return WriteJSON(w, http.StatusOK, item)
 }
 
-// findItemV2 tells the client why.
+// findItemV2 answers 404 and tells the client why.
 func (a *app) findItemV2(w http.ResponseWriter, r *http.Request) error {
 	id, err := ParseInt(r.PathValue("item_id"), "path", "item_id")
 	if err != nil {

@@ -11,7 +11,7 @@
 //	app.include_router(user_router)
 //
 // Go says: since Go 1.22, http.ServeMux matches methods and wildcards, and a ServeMux is itself an
-// http.Handler, so one can be nested in another. That makes a router:
+// http.Handler, so one can be nested in another. That is enough for a router:
 //
 //	users := NewRouter("/users", "users")
 //	users.Get("/{username}", http.HandlerFunc(readUser)) // r.PathValue("username")
@@ -46,9 +46,9 @@ import (
 // A Router is a set of routes under one prefix, like FastAPI's APIRouter. Add routes and include
 // routers in any order, then call Handler on the outermost one.
 type Router struct {
-	// NoMatch answers requests that match no route. If the path has routes for other methods, the
-	// Allow header is already set: answer 405, and otherwise 404. Only the outermost router's
-	// NoMatch is used; if nil, the answer is plain text.
+	// NoMatch answers requests that match no route. If the path allows other methods, the Allow
+	// header is already set: answer with 405, otherwise with 404. Only the outermost router's
+	// NoMatch is used; if it is nil, the response is plain text.
 	NoMatch http.Handler
 
 	prefix     string
@@ -58,19 +58,19 @@ type Router struct {
 	subs       []*Router
 }
 
-// A Route is one entry in the route table.
+// A Route is one entry in the route table. Only Routes fills in its full Path and its Tags.
 type Route struct {
 	Method  string   `json:"method"`
-	Path    string   `json:"path"`    // in full, with every prefix, when returned by Routes
-	Tags    []string `json:"tags"`    // the tags of all enclosing routers, outermost first
+	Path    string   `json:"path"`    // with every prefix
+	Tags    []string `json:"tags"`    // of all enclosing routers, outermost first
 	Summary string   `json:"summary"` // derived from the handler's name: "Read User" from readUser
-	Example string   `json:"example"` // a sample request body, shown at /docs
+	Example string   `json:"example"` // a sample request body, shown by Docs
 
 	handler http.Handler
 }
 
-// NewRouter returns an empty router. The prefix is "" or starts with a slash and does not end with
-// one; it may contain wildcards ("/t/{tenant}/users"). NewRouter panics on any other prefix.
+// NewRouter returns an empty router. The prefix must be "" or start with a slash and not end with
+// one; it may contain wildcards ("/t/{tenant}/users"). NewRouter panics on an invalid prefix.
 func NewRouter(prefix string, tags ...string) *Router {
 	if prefix != "" && (prefix[0] != '/' || strings.HasSuffix(prefix, "/")) {
 		panic(fmt.Sprintf("router %q: the prefix must start with a slash and not end with one", prefix))
@@ -80,7 +80,7 @@ func NewRouter(prefix string, tags ...string) *Router {
 }
 
 // Get registers h for GET and HEAD. The path is the rest of a ServeMux pattern after the prefix: ""
-// is the prefix itself, "/" the prefix with a trailing slash.
+// means the prefix itself, "/" the prefix with a trailing slash.
 func (rt *Router) Get(path string, h http.Handler) *Route {
 	return rt.Handle(http.MethodGet, path, h)
 }
@@ -95,16 +95,15 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 	return rt.Handle(http.MethodDelete, path, h)
 }
 
-// Handle registers h for a method. You may set Summary and Example on the Route it returns. It
+// Handle registers h for a method. You may set Summary and Example on the returned Route. Handle
 // panics on an invalid pattern, a bad method or a nil handler, so that the stack trace shows the
-// line with the mistake. An empty path without any prefix is reported later, by Handler.
+// line with the mistake. Only an empty path with no prefix at all panics later, in Handler.
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
 	if path != "" && path[0] != '/' {
 		panic(name + ": the path must start with a slash")
 	}
-	// In a ServeMux pattern an empty method matches any method, and text after a space may be a
-	// host.
+	// In a ServeMux pattern, no method means any method, and text after a space may be a host.
 	if method == "" || method == http.MethodConnect || strings.ContainsAny(method, " \t") {
 		panic(name + ": the method must not be empty, contain a space, or be CONNECT, which has no path")
 	}
@@ -122,12 +121,12 @@ func mustParse(pattern string) {
 	http.NewServeMux().Handle(pattern, http.NotFoundHandler())
 }
 
-// Use wraps rt in middleware; the first is outermost. Each is called once for every place where rt is
-// included, so a limiter made there counts all of rt's routes together.
+// Use wraps rt in middleware; the first is outermost. Handler calls each one once for every place
+// where rt is included, so a limiter created then counts all of rt's routes together.
 //
-// The middleware sees the requests that match a route of rt or of a router in it, after the match:
-// r.Pattern is set. Only the outermost router's middleware sees every request, and r.Pattern only
-// after next. No middleware may change the path or the method: the route has been chosen.
+// The middleware runs after a request has matched a route of rt or of a router in it: r.Pattern is
+// set, and the path and the method must not change. The outermost router's middleware runs before
+// the match instead: it sees every request, and r.Pattern only after next.
 func (rt *Router) Use(middleware ...func(http.Handler) http.Handler) {
 	rt.middleware = append(rt.middleware, middleware...)
 }
@@ -154,8 +153,8 @@ func (rt *Router) list(prefix string, tags []string) (routes []Route) {
 	return routes
 }
 
-// Handler returns a handler for the routes of rt and of the routers in it. If two routes conflict, it
-// panics with ServeMux's message, which names both: better at startup than during a request.
+// Handler returns a handler for the routes of rt and of the routers in it. If two routes conflict,
+// it panics with ServeMux's message, which names both.
 func (rt *Router) Handler() http.Handler {
 	mux, patterns := rt.mux("")
 	methods := []string{http.MethodHead} // a ServeMux matches HEAD wherever it matches GET
@@ -191,7 +190,7 @@ func (rt *Router) Handler() http.Handler {
 	mux.Handle("/", catchAll)
 
 	return rt.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// CONNECT and the target * have no path, and a ServeMux would answer them itself.
+		// CONNECT requests and the target * have no path, and a ServeMux would answer them itself.
 		if r.RequestURI == "*" || r.Method == http.MethodConnect {
 			catchAll.ServeHTTP(w, r)
 			return
@@ -200,8 +199,8 @@ func (rt *Router) Handler() http.Handler {
 	}))
 }
 
-// mux returns a ServeMux with rt's routes. It also has every route of the routers in rt, each leading
-// to that router's own mux, inside its middleware. The patterns are for the mux around this one.
+// mux returns a ServeMux with rt's routes. It also has every route of the routers in rt, each
+// leading to that router's own mux inside its middleware. The patterns are for the enclosing mux.
 //
 // Mounting the inner mux at its prefix ("/users/") would take one line. But a mount claims every
 // path below the prefix for every method: a neighboring route's 405 becomes a 404, and
@@ -213,7 +212,7 @@ func (rt *Router) mux(prefix string) (mux *http.ServeMux, patterns []string) {
 	for _, route := range rt.routes {
 		pattern := route.Method + " " + prefix + route.Path
 		if strings.HasSuffix(pattern, "/") {
-			pattern += "{$}" // this path only: a trailing slash would match everything below it
+			pattern += "{$}" // this path only, since a trailing slash matches everything below it
 		}
 		mux.Handle(pattern, route.handler)
 		patterns = append(patterns, pattern)
@@ -229,7 +228,7 @@ func (rt *Router) mux(prefix string) (mux *http.ServeMux, patterns []string) {
 	return mux, patterns
 }
 
-// wrap puts rt's middleware around h.
+// wrap returns h inside rt's middleware.
 func (rt *Router) wrap(h http.Handler) http.Handler {
 	for _, middleware := range slices.Backward(rt.middleware) {
 		h = middleware(h)
@@ -237,18 +236,18 @@ func (rt *Router) wrap(h http.Handler) http.Handler {
 	return h
 }
 
-// capital finds an uppercase letter after any other character: the start of a word.
+// capital finds the start of a word: an uppercase letter after a character that is not one.
 var capital = regexp.MustCompile(`(\P{Lu})(\p{Lu})`)
 
 // summary derives a title from the name of a handler function: "main.(*app).readUser-fm" becomes
-// "Read User". Other handlers and function literals have none.
+// "Read User". Other handlers and function literals have no title.
 func summary(h http.Handler) string {
 	f := reflect.ValueOf(h)
 	if f.Kind() != reflect.Func {
 		return ""
 	}
 	name := runtime.FuncForPC(f.Pointer()).Name()
-	name = strings.TrimSuffix(strings.TrimSuffix(name, "-fm"), "[...]") // of a method value, of a generic function
+	name = strings.TrimSuffix(strings.TrimSuffix(name, "-fm"), "[...]") // method values, generics
 	name = name[strings.LastIndexByte(name, '.')+1:]
 	if strings.Trim(strings.TrimPrefix(name, "func"), "0123456789") == "" {
 		return "" // a function literal: "func1"
@@ -258,8 +257,8 @@ func summary(h http.Handler) string {
 	return string(words)
 }
 
-// Docs returns a page that lists rt's routes and tries them out, like FastAPI's /docs. It loads
-// nothing from elsewhere, and its policy allows only its own script and style, by their hashes.
+// Docs returns a handler for a page that lists rt's routes and lets you try them, like FastAPI's
+// /docs. The page loads nothing from elsewhere; its policy allows only its own script and style.
 func (rt *Router) Docs() http.Handler {
 	hash := func(tag string) string {
 		_, content, _ := strings.Cut(page, "<"+tag+">")
@@ -269,10 +268,10 @@ func (rt *Router) Docs() http.Handler {
 	}
 	policy := "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
 		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	html := sync.OnceValue(func() string { // at the first request: routes may be added after this
-		table, err := json.Marshal(rt.Routes()) // escapes <, so no example can end the script element
+	html := sync.OnceValue(func() string { // at the first request, as routes may still be added
+		table, err := json.Marshal(rt.Routes()) // escapes <, so no example ends the script element
 		if err != nil {
-			panic(err) // can't happen: only strings
+			panic(err) // json.Marshal can't fail on strings
 		}
 		return strings.Replace(page, "{{routes}}", string(table), 1)
 	})
@@ -322,7 +321,7 @@ pre::before { content: attr(aria-label); display: block; margin-bottom: .3rem }
 <script type="application/json" id="routes">{{routes}}</script>
 <script>
 const copyOf = id => document.getElementById(id).content.firstElementChild.cloneNode(true);
-// Whatever the server sends is set as textContent, so it is shown and can't run.
+// Text from the server is set as textContent, so it is shown but can't run.
 const part = (root, name) => root.querySelector("." + name);
 const wildcard = /\{[^$}]+\}/g; // {name} and {name...}, but not {$}
 function card(route) {
@@ -330,9 +329,9 @@ function card(route) {
   card.dataset.method = route.method;
   for (const name of ["method", "path", "summary"]) part(card, name).textContent = route[name];
   for (const [name] of route.path.matchAll(wildcard)) {
-    const label = copyOf("value"); // it refuses . and .., which browsers remove from a path
+    const label = copyOf("value"); // its input refuses . and .., which browsers remove from a path
     label.prepend(name);
-    label.lastElementChild.name = name; // with its braces: "{query}" can't clash with the field "query"
+    label.lastElementChild.name = name; // with its braces, so that {query} can't clash with query
     part(card, "query").before(label);
   }
   const bare = part(card, "body").hidden = !route.example && ["GET", "HEAD", "DELETE"].includes(route.method);
@@ -356,17 +355,19 @@ function card(route) {
 function curl({ url, method, headers, body }) {
   const quote = text => "'" + text.replaceAll("'", "'\\''") + "'";
   const words = headers.map(header => "-H " + quote(header.join(": ")));
-  if (body) words.push("--data-raw " + quote(body)); // -d would read a file if it starts with @
-  return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  "); // -g: take [] and {} literally
+  if (body) words.push("--data-raw " + quote(body)); // -d would read a file if body starts with @
+  // -g makes curl take [] and {} literally.
+  return ["curl -ig -X " + method, quote(url.href), ...words].join(" \\\n  ");
 }
-// A 202 means "accepted, look there later". So send polls its Location until a response has no Retry-After or is
-// an error, or until the next Send removes this view from the page.
+// A 202 means "accepted, look there later", so send polls its Location until a response has no
+// Retry-After or is an error, or until the next Send removes this view from the page.
 async function send(request, view) {
   let reply = await ask(request, view);
   const url = URL.parse(reply.headers.get("Location"), reply.url);
   if (reply.status != 202 || !reply.headers.has("Location") || url?.origin != location.origin) return;
   do {
-    const seconds = Number(/^[1-9]\d{0,5}$/.exec(reply.headers.get("Retry-After")) ?? 1); // 1 for a date, too
+    // Any Retry-After but 1 to 999999, such as a date, counts as 1.
+    const seconds = Number(/^[1-9]\d{0,5}$/.exec(reply.headers.get("Retry-After")) ?? 1);
     part(view, "source").append(", polling again in " + seconds + " s");
     await new Promise(wake => setTimeout(wake, seconds * 1000));
     if (!view.isConnected) return;
@@ -375,7 +376,7 @@ async function send(request, view) {
 }
 async function ask({ url, ...options }, view) { // shows the response and returns it
   const start = performance.now(), shown = { headers: "", content: "" };
-  let reply = Response.error(), json; // until the whole response has arrived
+  let reply = Response.error(), json; // an error until the complete response has arrived
   try {
     const response = await fetch(url, { cache: "no-store", ...options });
     shown.content = await response.text();
@@ -385,7 +386,7 @@ async function ask({ url, ...options }, view) { // shows the response and return
     json = JSON.parse(shown.content);
     shown.content = JSON.stringify(JSON.parse(shown.content, exact), null, 2);
   } catch (error) {
-    shown.status ??= "No response: " + error.message; // otherwise it is just not JSON
+    shown.status ??= "No response: " + error.message; // otherwise the body is just not JSON
   }
   shown.source = options.method + " " + url.pathname + " in " + Math.round(performance.now() - start) + " ms";
   for (const name in shown) part(view, name).textContent = shown[name];

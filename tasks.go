@@ -8,22 +8,22 @@
 //	    background_tasks.add_task(cpu_bound_task, task_input.id_, task_input.wait_time)
 //	    return task_input.id_
 //
-// Go says: starting a goroutine takes one word, but a server must also decide how many run at once,
-// how many may wait, who sees the result, and what happens at shutdown. That takes a map of jobs
-// under a mutex, a bounded queue, and a fixed number of workers:
+// Go says: starting a goroutine takes one word, but a server must also decide how many tasks run at
+// once, how many may wait, who sees the result, and what happens at shutdown. That takes a map of
+// jobs under a mutex, a bounded queue, and a fixed number of workers:
 //
 //	tasks := NewTasks(Config{Kinds: map[string]Kind{"mail": {Run: sendMail}}})
-//	if err := tasks.Start(""); err != nil { // "": no journal, in memory only
+//	if err := tasks.Start(""); err != nil { // "" means no journal, in memory only
 //		log.Fatal(err)
 //	}
 //	defer tasks.Stop(context.Background())
 //
-//	task, err := tasks.Submit("mail", input) // at once: answer 202 with task.ID
+//	task, err := tasks.Submit("mail", input) // now: answer 202 with task.ID
 //	task, err = tasks.Get(task.ID)           // later: task.Status, task.Result
 //
 // The queue is a slice under the mutex, with a sync.Cond to wake the workers, rather than a
-// channel: a waiting task can be canceled, counted and listed, but a channel can only be received
-// from.
+// channel: a waiting task can be canceled and listed, while a value in a channel can only be
+// received.
 //
 // This file imports only the standard library. To use it elsewhere, copy it and change the package
 // clause. It needs Go 1.25.
@@ -54,17 +54,17 @@ import (
 	"time"
 )
 
-// ---- What the app knows: tasks, their kinds, the settings, the errors
+// ---- The types: tasks, their kinds, the settings, the errors
 
-// Run does a task's work on task.Input, and may report its progress, from 0 to 1. The task is as it
-// was when it started; its ID is the same in every attempt. ctx is canceled when the task is canceled
-// or Stop runs out of time; Run should return soon after that. Run must not call runtime.Goexit.
+// Run does a task's work on task.Input and may report progress, from 0 to 1. The task is a snapshot
+// from its start, with the same ID in every attempt. ctx is canceled when the task is canceled or
+// Stop runs out of time; Run should return soon after that. Run must not call runtime.Goexit.
 type Run func(ctx context.Context, task Task, progress func(float64)) (result any, err error)
 
 // Kind is one kind of task.
 type Kind struct {
-	// Check rejects bad input at submission, and returns good input with the defaults filled in.
-	// nil accepts any JSON.
+	// Check rejects bad input at submission, and returns good input with the defaults filled in. A
+	// nil Check accepts any JSON.
 	Check func(input json.RawMessage) (json.RawMessage, error)
 	Run   Run
 }
@@ -72,17 +72,16 @@ type Kind struct {
 // Config holds the settings for NewTasks.
 type Config struct {
 	Kinds   map[string]Kind
-	Workers int // how many tasks run at once, 1000 at most; 0 means GOMAXPROCS-1, but at least 1
-	Queue   int // how many may wait for a worker; 0 means 1000
-	Keep    int // how many finished tasks can still be fetched; 0 means 1000
+	Workers int // tasks that run at once, at most 1000; 0 means GOMAXPROCS-1, but at least 1
+	Queue   int // tasks that may wait for a worker; 0 means 1000
+	Keep    int // finished tasks that can still be fetched; 0 means 1000
 
-	Error func(error) json.RawMessage // what a client may know about an error; nil: only that there was one
-	Log   *slog.Logger                // nil: slog.Default()
+	Error func(error) json.RawMessage // describes an error to clients; nil means "the task failed"
+	Log   *slog.Logger                // nil means slog.Default()
 }
 
 // Status is a task's state: queued, then running, then finally one of the other three. A queued
-// task can also be canceled, and with a journal a shutdown or a crash makes a running task queued
-// again.
+// task can also be canceled, and with a journal, a shutdown or a crash can requeue a running one.
 type Status string
 
 const (
@@ -100,8 +99,7 @@ var Statuses = []Status{Queued, Running, Succeeded, Failed, Canceled}
 func (s Status) Finished() bool { return s == Succeeded || s == Failed || s == Canceled }
 
 // Task is a snapshot of a task. The bytes of its JSON fields are shared, so don't modify them.
-// Attempt counts how often it was started since it was submitted or since the last graceful
-// shutdown.
+// Attempt counts its starts since it was submitted or since the last graceful shutdown.
 type Task struct {
 	ID         string          `json:"id"`
 	Kind       string          `json:"kind"`
@@ -116,10 +114,10 @@ type Task struct {
 	FinishedAt time.Time       `json:"finished_at,omitzero"`
 }
 
-// Errors that Submit, Get, Wait and Cancel return, and that tasks fail or are canceled with.
+// Errors returned by Submit, Get, Wait and Cancel, or recorded in failed or canceled tasks.
 var (
 	ErrUnknownKind  = errors.New("no such kind of task")
-	ErrBadInput     = errors.New("the input is not JSON, or nested too deeply")
+	ErrBadInput     = errors.New("the input is not JSON or is nested too deeply")
 	ErrQueueFull    = errors.New("the queue is full")
 	ErrNotAccepting = errors.New("no tasks are being accepted")
 	ErrNotFound     = errors.New("no such task")
@@ -131,7 +129,7 @@ var (
 	ErrKindGone     = errors.New("the server no longer has this kind of task")
 )
 
-// encode is json.Marshal without escaping <, > and &.
+// encode marshals v to JSON without escaping <, > and &.
 func encode(v any) (json.RawMessage, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -142,8 +140,8 @@ func encode(v any) (json.RawMessage, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// listable reports whether data is one JSON value that a list of tasks can hold, two levels down:
-// encoding/json reads 10,000 levels and, since Go 1.27, writes no more.
+// listable reports whether data is one JSON value that a list of tasks can hold two levels deeper:
+// encoding/json reads at most 10,000 levels and, since Go 1.27, writes no more.
 func listable(data json.RawMessage) bool {
 	return json.Valid(data) && json.Valid(slices.Concat([]byte("[["), data, []byte("]]")))
 }
@@ -153,40 +151,40 @@ func listable(data json.RawMessage) bool {
 // Tasks holds the background jobs, their queue, and the workers that empty it.
 type Tasks struct {
 	config  Config
-	runID   string   // the first half of every id that this run of the program assigns
+	runID   string   // the first part of every id that this run of the program assigns
 	journal *os.File // set by Start; nil if there is none
 	workers sync.WaitGroup
 	report  sync.Once // logs a broken journal once
 
 	mu        sync.Mutex // guards the fields below and every job
-	wake      sync.Cond  // signals the workers: a new task, Stop, or a broken journal
+	wake      sync.Cond  // wakes the workers for a new task, Stop, or a broken journal
 	accepting bool
 	stopping  bool   // Stop was called
-	last      uint64 // the second half of the last id assigned
+	last      uint64 // the number in the last id assigned
 	jobs      map[string]*job
 	created   []string // ids in order of creation; up to half may belong to dropped tasks
 	queue     []string // ids of the queued tasks, in order
 	finished  []string // ids of the finished tasks still kept, in the order they finished
 	counts    map[Status]int
-	broken    error // why the journal can no longer be written
+	broken    error // the journal's write error
 }
 
 // job is a task with its context, which is canceled when the task finishes, or earlier by Cancel or
-// Stop. Run gets it, and Wait waits for it.
+// Stop. Run gets the context, and Wait waits for it.
 type job struct {
 	Task
 	ctx context.Context
 	end context.CancelCauseFunc
 }
 
-// NewTasks returns a Tasks that is empty and accepts no tasks before Start. It panics if a number
-// in c is negative or Workers is above 1000: each running task holds a thread, and Go allows 10,000.
+// NewTasks returns an empty Tasks, which accepts no tasks before Start. It panics if a number in c
+// is negative or Workers is above 1000: each running task holds a thread, and Go allows 10,000.
 func NewTasks(c Config) *Tasks {
 	if c.Workers < 0 || c.Workers > 1000 || c.Queue < 0 || c.Keep < 0 {
 		panic(fmt.Sprintf("tasks: number out of range in Config: Workers %d, Queue %d, Keep %d", c.Workers, c.Queue, c.Keep))
 	}
-	// One of Go's processors, if there are at least two, stays free for requests: with none free,
-	// the scheduler polls the network only every 10 ms.
+	// If Go has at least two processors, one stays free for requests: with none free, the scheduler
+	// polls the network only every 10 ms.
 	c.Workers = cmp.Or(c.Workers, max(1, runtime.GOMAXPROCS(0)-1))
 	c.Queue = cmp.Or(c.Queue, 1000)
 	c.Keep = cmp.Or(c.Keep, 1000)
@@ -199,8 +197,8 @@ func NewTasks(c Config) *Tasks {
 	return t
 }
 
-// Start reads the journal at this path, if it is not "", and starts the workers. Call it once, and
-// call nothing else before it returns.
+// Start reads the journal at this path, unless the path is "", and starts the workers. Call it
+// once, and call no other method while it runs.
 func (t *Tasks) Start(journal string) error {
 	if journal != "" {
 		if err := t.openJournal(journal); err != nil {
@@ -216,8 +214,8 @@ func (t *Tasks) Start(journal string) error {
 	return nil
 }
 
-// Submit queues a task and returns at once. Its error is ErrUnknownKind; Check's; ErrBadInput;
-// ErrQueueFull; or ErrNotAccepting before Start, after Stop, and when the journal can't be written.
+// Submit queues a task and returns at once. Its error is ErrUnknownKind, Check's, ErrBadInput,
+// ErrQueueFull, or ErrNotAccepting: before Start, after Stop, or if the journal can't be written.
 func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	k, ok := t.config.Kinds[kind]
 	if !ok {
@@ -253,12 +251,12 @@ func (t *Tasks) Submit(kind string, input json.RawMessage) (Task, error) {
 	return task, nil
 }
 
-// set stores a task's new state, and drops the oldest finished tasks beyond Keep. Write the state
-// to the journal first. The caller holds t.mu, or is Start.
+// set stores a task's new state and drops the oldest finished tasks beyond Keep. Write the state to
+// the journal first. The caller holds t.mu or is Start.
 func (t *Tasks) set(to Task) {
 	j := t.jobs[to.ID]
 	if j == nil {
-		// Neither the request's context nor the Start hook's: a task outlives both.
+		// A task outlives the request that submits it, so it has its own context.
 		ctx, end := context.WithCancelCause(context.Background())
 		j = &job{ctx: ctx, end: end}
 		t.jobs[to.ID] = j
@@ -282,7 +280,7 @@ func (t *Tasks) set(to Task) {
 	}
 }
 
-// work is a worker: it runs one task after the other.
+// work runs one task after another until next returns an error.
 func (t *Tasks) work() {
 	for {
 		j, task, err := t.next()
@@ -297,8 +295,8 @@ func (t *Tasks) work() {
 	}
 }
 
-// next waits for a task and marks it as running. It returns an error when there will be no more:
-// the queue is empty, and Stop was called or the journal is broken.
+// next waits for a task and marks it as running. It returns an error when there will be no more
+// tasks: after Stop, once the queue is empty, or when the journal is broken.
 func (t *Tasks) next() (*job, Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -330,8 +328,8 @@ func (t *Tasks) run(j *job, task Task) (result json.RawMessage, err error) {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	// While it runs, the task has a thread of its own. Otherwise Go moves a task that computes to
-	// another thread every 10 ms, and requests wait until the kernel gives them their turn.
+	// While it runs, the task has a thread of its own. Otherwise Go moves a computing task to
+	// another thread every 10 ms, and requests wait for the kernel to schedule them.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	v, err := kind.Run(j.ctx, task, func(p float64) {
@@ -350,8 +348,8 @@ func (t *Tasks) run(j *job, task Task) (result json.RawMessage, err error) {
 	return result, err
 }
 
-// finish records a task's outcome, unless it was canceled meanwhile. If the journal can't be
-// written, the outcome is shown anyway, and the next start runs the task again.
+// finish records a task's outcome, unless the task was canceled or cut off meanwhile. If the
+// journal can't be written, clients still see the outcome, and the next start runs the task again.
 func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	status, problem := Succeeded, json.RawMessage(nil)
 	if err != nil {
@@ -378,13 +376,13 @@ func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	}
 }
 
-// started returns the task as it will be while it runs.
+// started returns the task in its running state.
 func (task Task) started() Task {
 	task.Status, task.Attempt, task.StartedAt = Running, task.Attempt+1, time.Now().UTC()
 	return task
 }
 
-// ended returns the task as it will be once finished.
+// ended returns the task in its final state.
 func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 	task.Status, task.Result, task.Error, task.FinishedAt = status, result, problem, time.Now().UTC()
 	if status == Succeeded {
@@ -393,14 +391,14 @@ func (task Task) ended(status Status, result, problem json.RawMessage) Task {
 	return task
 }
 
-// requeued returns the task as it will be while it waits to run again.
+// requeued returns the task in its queued state, ready to run again.
 func (task Task) requeued(attempt int) Task {
 	task.Status, task.Attempt, task.StartedAt, task.Progress = Queued, attempt, time.Time{}, 0
 	return task
 }
 
-// problem returns what a client may know about err. Config.Error is the caller's code: it is never
-// called under the mutex, and a panic or invalid JSON harms neither the program nor the journal.
+// problem returns Config.Error's description of err for clients. Config.Error is the caller's code,
+// so it is never called under the mutex, and a panic or invalid JSON is replaced by a fixed text.
 func (t *Tasks) problem(err error) (problem json.RawMessage) {
 	defer func() {
 		if recover() != nil || !listable(problem) {
@@ -423,7 +421,7 @@ func (t *Tasks) Get(id string) (Task, error) {
 	return j.Task, nil
 }
 
-// taskID matches <run>-<number>. The id alone shows whether this run has assigned it: no list of
+// taskID matches <run>-<number>. An id alone shows whether this run has assigned it, so no list of
 // old ids is needed.
 var taskID = regexp.MustCompile(`^[a-z2-7]{8}-[1-9][0-9]{0,17}$`)
 
@@ -458,7 +456,7 @@ func (t *Tasks) Wait(ctx context.Context, id string) (Task, error) {
 	return j.Task, nil
 }
 
-// List returns at most limit tasks with this status, or with any if it is "", newest first.
+// List returns at most limit tasks with this status, or with any status if it is "", newest first.
 func (t *Tasks) List(status Status, limit int) []Task {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -474,10 +472,10 @@ func (t *Tasks) List(status Status, limit int) []Task {
 	return tasks
 }
 
-// Cancel cancels a task at once: its context is canceled with ErrCanceled, and what its Run still
-// returns is discarded. Canceling it again is not an error. The error is Get's; ErrFinished if the
-// task has succeeded or failed; ErrNotAccepting if the journal can't be written; or ErrStopped if
-// Stop has left the task in the journal. In the last two cases the next start would undo the
+// Cancel cancels a task at once: its context is canceled with ErrCanceled, and the result of its
+// Run is discarded. Canceling it again is not an error. The error is Get's, ErrFinished if the task
+// has succeeded or failed, ErrNotAccepting if the journal can't be written, or ErrStopped if Stop
+// has left the task in the journal. In the last two cases, the next start would undo the
 // cancellation.
 func (t *Tasks) Cancel(id string) (Task, error) {
 	problem := t.problem(ErrCanceled)
@@ -501,12 +499,12 @@ func (t *Tasks) Cancel(id string) (Task, error) {
 		return Task{}, err
 	}
 	t.queue = slices.DeleteFunc(t.queue, func(queued string) bool { return queued == id })
-	j.end(ErrCanceled) // before set ends the context without a cause
+	j.end(ErrCanceled) // before set cancels the context without a cause
 	t.set(to)
 	return to, nil
 }
 
-// Counts returns how many tasks are in each status, including those dropped since Start.
+// Counts returns the number of tasks in each status, including those dropped since Start.
 func (t *Tasks) Counts() map[Status]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -520,11 +518,10 @@ func (t *Tasks) Ready() bool {
 	return t.accepting
 }
 
-// Stop refuses new tasks, and waits until the accepted ones have finished or ctx is done: the
-// running tasks, and the queued ones too unless a journal keeps them for the next start. The rest
-// is logged and cut off: its contexts are canceled with ErrStopped, and it becomes canceled or,
-// with a journal, queued for the next start. Last, Stop closes the journal and returns its error.
-// Get, Wait and List keep working.
+// Stop refuses new tasks, and waits until the running ones, and without a journal also the queued
+// ones, have finished or ctx is done. The remaining tasks are logged and cut off: their contexts
+// are canceled with ErrStopped, and they become canceled or, with a journal, queued for the next
+// start. Finally, Stop closes the journal and returns its error. Get, Wait and List keep working.
 //
 // A second call waits for the tasks that were cut off to return, and returns an error if ctx is
 // done first.
@@ -533,10 +530,10 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	again, running, queued := t.stopping, t.counts[Running], t.counts[Queued]
 	t.accepting, t.stopping = false, true
 	if t.journal != nil && !again {
-		t.queue = nil // the journal has it
+		t.queue = nil // the journal has these tasks
 		for _, j := range t.jobs {
 			if !j.Status.Finished() && j.Attempt > 0 {
-				_ = t.write(j.requeued(0)) // now, since a shutdown that is killed later is not a crash
+				_ = t.write(j.requeued(0)) // now, so that a later kill is not a crash
 			}
 		}
 	}
@@ -547,7 +544,7 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	}
 
 	over, done := context.WithCancel(ctx)
-	go func() { // ends with the last worker
+	go func() { // returns after the last worker
 		t.workers.Wait()
 		done()
 	}()
@@ -561,12 +558,12 @@ func (t *Tasks) Stop(ctx context.Context) error {
 	return nil
 }
 
-// cutOff ends the tasks still left after Stop's wait, and closes the journal.
+// cutOff cancels or requeues the tasks left after Stop's wait, and closes the journal.
 func (t *Tasks) cutOff() error {
 	problem := t.problem(ErrStopped)
 	t.mu.Lock()
 	var left []string
-	for _, id := range slices.Clone(t.created) { // set may sweep the original
+	for _, id := range slices.Clone(t.created) { // set may remove ids from the original
 		j := t.jobs[id]
 		if j == nil || j.Status.Finished() {
 			continue
@@ -574,12 +571,12 @@ func (t *Tasks) cutOff() error {
 		left = append(left, id)
 		j.end(ErrStopped)
 		if t.journal != nil {
-			t.set(j.requeued(0)) // as Stop has written it
+			t.set(j.requeued(0)) // the journal already has this state
 		} else {
 			t.set(j.ended(Canceled, nil, problem))
 		}
 	}
-	t.queue = nil // nothing is written after this
+	t.queue = nil // so that no worker starts another task
 	broken := t.broken
 	t.mu.Unlock()
 
@@ -595,25 +592,25 @@ func (t *Tasks) cutOff() error {
 	return errors.Join(broken, t.journal.Sync(), t.journal.Close())
 }
 
-// ---- The journal, and what Start finds in it
+// ---- The journal: writing it, and reading it at Start
 
-// The journal is a write-ahead log. Every change of a task's status is one line of JSON, the task's
-// new state, written before anyone is told. Start reads the lines; a task's last line wins.
+// The journal is a write-ahead log. Every change of a task's status adds one line of JSON, the
+// task's new state, before anyone is told. Start reads the lines; a task's last line wins.
 //
-// It promises that an acknowledged task is not lost when the program is killed. An unfinished one
-// runs again, unless it was running in three crashes with no graceful shutdown in between. It does
-// not promise to survive a power loss (a line is not synced before Stop), to work with two programs
-// on one file, or to stay small while the program runs (only Start compacts it).
+// It promises that an acknowledged task is not lost when the program is killed. An unfinished task
+// runs again, unless it was running during three crashes with no graceful shutdown in between. It
+// does not promise to survive a power loss (a line is not synced before Stop), to work with two
+// programs on one file, or to stay small while the program runs (only Start compacts it).
 //
-// When something is wrong it stops and does not repair. A line that can't be read makes Start fail;
-// after a failed write, no task is accepted or started.
+// It does not repair damage. A complete line that can't be read makes Start fail; after a failed
+// write, no task is accepted or started.
 
-// maxAttempts is how many crashes, with no graceful shutdown in between, may find a task running.
-// Then it is blamed for them, and fails. A kill counts as a crash, unless Stop had begun.
+// maxAttempts is the number of crashes, with no graceful shutdown in between, that make a task fail
+// if it was running in each. A kill counts as a crash unless Stop had begun.
 const maxAttempts = 3
 
-// write appends a line. After a failed write it writes no more: the next line would follow half a
-// line. The next start finds all that was acknowledged before. The caller holds t.mu.
+// write appends a line. After a failed write it writes no more, since the next line might follow an
+// incomplete one. The next start finds everything acknowledged before. The caller holds t.mu.
 func (t *Tasks) write(to Task) error {
 	if t.journal == nil {
 		return nil
@@ -628,22 +625,22 @@ func (t *Tasks) write(to Task) error {
 	if _, err := t.journal.Write(append(line, '\n')); err != nil {
 		t.accepting, t.queue = false, nil
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
-		t.wake.Broadcast() // so that the workers end
+		t.wake.Broadcast() // so that the workers return
 	}
 	return t.broken
 }
 
-// openJournal reads the file and replaces it with a compacted one. If it fails, the file is
+// openJournal reads the file and replaces it with a compacted one. On failure, the file is
 // unchanged.
 func (t *Tasks) openJournal(path string) error {
-	// Look at the file's type first: opening a pipe would block.
+	// Check the file's type first, since reading a pipe would block.
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("the journal %s is not a regular file", path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // private: it holds clients' data
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) // it holds clients' data
 	if err == nil {
 		defer f.Close()
-		path, err = filepath.EvalSymlinks(path) // or the new file would replace a symlink
+		path, err = filepath.EvalSymlinks(path) // otherwise the new file would replace a symlink
 	}
 	if err != nil {
 		return fmt.Errorf("open the journal: %w", err)
@@ -660,9 +657,9 @@ func (t *Tasks) openJournal(path string) error {
 	return nil
 }
 
-// replay reads the file line by line and keeps what Config.Keep allows. A line counts with its line
-// feed: they are one write, so without it nobody was told. What follows the last line feed is
-// dropped, unless it is all there is and doesn't look like a task: then this is some other file.
+// replay reads the lines and keeps the tasks that Config.Keep allows. A line counts only with its
+// line feed: they are one write, so without it nobody was told. Text after the last line feed is
+// dropped, unless it is the whole file and doesn't look like a task: then it isn't a journal.
 func (t *Tasks) replay(f *os.File) error {
 	r := bufio.NewReader(f) // not a bufio.Scanner, which stops at a line over 64 KiB
 	for n := 1; ; n++ {
@@ -701,7 +698,7 @@ func (t *Tasks) restore(line []byte) error {
 // decodeTask decodes a line, which must be one task and nothing else.
 func decodeTask(line []byte) (task Task, err error) {
 	dec := json.NewDecoder(bytes.NewReader(line))
-	dec.DisallowUnknownFields() // or a damaged field name would lose its value
+	dec.DisallowUnknownFields() // otherwise a damaged field name would lose its value
 	if err := dec.Decode(&task); err != nil {
 		return task, fmt.Errorf("not a task: %w", err)
 	}
@@ -717,13 +714,13 @@ func looksLikeTask(text []byte) bool {
 		_, err := decodeTask(text)
 		return err == nil
 	}
-	const begin = `{"id":"` // how every line begins
+	const begin = `{"id":"` // the beginning of every line
 	n := min(len(text), len(begin))
 	return string(text[:n]) == begin[:n]
 }
 
-// resume sorts the tasks that replay has kept and queues the unfinished ones. A task that was
-// running in its third crash fails instead.
+// resume sorts the tasks that replay kept and queues the unfinished ones. A task that was running
+// during its third crash fails instead.
 func (t *Tasks) resume() {
 	jobs := slices.SortedFunc(maps.Values(t.jobs), func(a, b *job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), len(a.ID)-len(b.ID), strings.Compare(a.ID, b.ID))
@@ -745,16 +742,16 @@ func (t *Tasks) resume() {
 	}
 }
 
-// compact writes the tasks that are kept to a new file (first the finished ones, in the order they
-// finished and will be dropped), renames it to path, and opens it.
+// compact writes the kept tasks to a new file, renames it to path, and opens it. The finished tasks
+// come first, in the order in which they finished and will be dropped.
 func (t *Tasks) compact(path string) (*os.File, error) {
 	temp := path + ".new"
-	os.Remove(temp) // left by a start that was killed; if it can't be removed, OpenFile fails
+	os.Remove(temp) // a killed start may have left it; if it can't be removed, OpenFile fails
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	w := bufio.NewWriter(f) // Flush returns its first error
+	w := bufio.NewWriter(f) // Flush returns the first write error
 	for _, id := range slices.Concat(t.finished, t.queue) {
 		line, e := encode(t.jobs[id].Task)
 		err = cmp.Or(err, e)
