@@ -261,7 +261,7 @@ func (rep *reply) FlushError() error {
 // Hijack hands the connection over to the handler. After that, nothing can be sent through rep.
 func (rep *reply) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(rep.ResponseWriter).Hijack()
-	rep.hijacked = err == nil
+	rep.hijacked = rep.hijacked || err == nil // a second call fails
 	return conn, rw, err
 }
 
@@ -447,7 +447,8 @@ func DecodeJSON(data []byte, v any, loc ...string) error {
 func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	var place []string // below loc
 	msg := noShape
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && placed(wrong, data, v) {
+	// Not errors.AsType: a wrapped error comes from a type that decodes its own JSON.
+	if wrong, ok := err.(*json.UnmarshalTypeError); ok && placed(wrong, data, v) {
 		if wrong.Field != "" {
 			place = strings.SplitN(wrong.Field, ".", 32)
 		}
@@ -458,33 +459,31 @@ func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 		name, _ := strconv.Unquote(quoted)
 		place, msg = []string{name}, "is not a known field"
 	}
-	loc = slices.Clone(loc)
-	for _, name := range place {
-		loc = append(loc, fmt.Sprintf("%.64s", name)) // a name can be as long as the body
+	for i, name := range place {
+		place[i] = fmt.Sprintf("%.64s", name) // a name can be as long as the body
 	}
-	e := Invalid(FieldError{loc, msg})
-	if msg == noShape {
-		return e.Because(fmt.Errorf("%.300v", err))
-	}
-	return e
+	return Invalid(FieldError{slices.Concat(loc, place), msg}).Because(fmt.Errorf("%.300v", err))
 }
 
-// placed reports whether wrong names a place in data. If a type decodes its own JSON, the error may
-// name a place inside that type, or none.
+// placed reports whether data has a value at wrong's place that, decoded alone, gets the same error.
+// A type that decodes its own JSON may name a place inside itself, and Go 1.26 names a map or a list
+// instead of the value in it.
 func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
 	if wrong.Field == "" {
 		return wrong.Type == reflect.TypeOf(v).Elem()
 	}
-	var object map[string]json.RawMessage
-	if json.Unmarshal(data, &object) != nil {
-		return true // data is an array, whose indexes Go reports only since 1.27
-	}
-	for name := range object {
-		if strings.Contains("."+wrong.Field+".", "."+name+".") {
-			return true
+	value := data
+	for i, name := range strings.SplitN(wrong.Field, ".", 32) {
+		var object map[string]json.RawMessage
+		if json.Unmarshal(value, &object) != nil {
+			return i > 0 // in a list, whose indexes only Go 1.27 names
+		}
+		if value = object[name]; value == nil {
+			return false
 		}
 	}
-	return false
+	again, ok := json.Unmarshal(value, reflect.New(wrong.Type).Interface()).(*json.UnmarshalTypeError)
+	return ok && again.Value == wrong.Value
 }
 
 const noShape = "does not have the right shape"

@@ -57,7 +57,7 @@ type Hook struct {
 	Drain func(context.Context) error
 
 	// Stop runs at the end, if Start succeeded, like on_event("shutdown"). By then the last request
-	// has ended, unless Grace ran out first.
+	// has ended, unless Grace ran out first or its handler has hijacked the connection.
 	Stop func(context.Context) error
 }
 
@@ -70,10 +70,11 @@ type Lifecycle struct {
 
 	hooks    []Hook
 	ready    atomic.Bool
-	serving  time.Time    // when Serve was called
-	requests atomic.Int64 // number in flight
-	answered atomic.Int64 // when the last one was answered, in nanoseconds since serving
-	silent   sync.Map     // when each net.Conn without a complete header was accepted
+	serving  time.Time     // when Serve was called
+	requests atomic.Int64  // number in flight
+	answered atomic.Int64  // when the last one was answered, in nanoseconds since serving
+	silent   sync.Map      // when each net.Conn without a complete header was accepted
+	closing  chan struct{} // full while the listener is being closed
 }
 
 // stopTime is the time that all Stop hooks have together.
@@ -142,18 +143,12 @@ func (l *Lifecycle) start(ctx context.Context) (started []Hook, err error) {
 func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv *http.Server) error {
 	srv.Handler = l.watch(srv.Handler)
 	srv.ConnState = l.watchConns(srv.ConnState)
+	l.closing = make(chan struct{}, 1)
 	l.serving = time.Now()
 	l.answered.Store(int64(-l.Linger)) // no request was answered lately
 	l.ready.Store(true)
-	var closing atomic.Bool
 	served := make(chan error, 1)
-	go func() {
-		err := srv.Serve(ln)
-		if closing.Load() {
-			err = nil
-		}
-		served <- err
-	}()
+	go func() { served <- srv.Serve(ln) }()
 
 	var cause error
 	select {
@@ -168,15 +163,21 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.Grace)
 	defer cancel()
-	l.linger(grace) // load balancers see that the server is not ready; it still serves everything
-	err := l.drain(grace)
-	l.linger(grace) // clients fetch their results
+	end, _ := grace.Deadline()
+	half := func() time.Duration { return time.Until(end) / 2 }
+	l.linger(half()) // load balancers see that the server is not ready; it still serves everything
+	err := l.drain(grace, half())
+	l.linger(half()) // clients fetch their results
 
 	l.Log.Info("shutting down")
-	closing.Store(true)
-	ln.Close()
-	err = errors.Join(err, <-served) // after Serve, every connection is known
-	l.settle(grace)
+	select {
+	case failed := <-served: // the listener failed by itself
+		err = errors.Join(err, failed)
+	default:
+		l.closeListener(ln)
+		<-served // after Serve, every connection is known
+	}
+	l.settle(half())
 	if late := srv.Shutdown(grace); late != nil {
 		err = errors.Join(err, fmt.Errorf("connections were closed by force: %w", late), srv.Close())
 	}
@@ -197,6 +198,8 @@ func (l *Lifecycle) watch(next http.Handler) http.Handler {
 			l.requests.Add(-1)
 		}()
 		if !l.Ready() {
+			l.closing <- struct{}{} // waits while closeListener has filled it
+			<-l.closing
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)
@@ -217,27 +220,21 @@ func (l *Lifecycle) watchConns(next func(net.Conn, http.ConnState)) func(net.Con
 	}
 }
 
-// half returns half of the time left in grace.
-func half(grace context.Context) time.Duration {
-	end, _ := grace.Deadline()
-	return time.Until(end) / 2
-}
-
 // linger keeps a busy server serving. Meanwhile load balancers take it out of rotation, and clients
 // close their connections, as asked. Shutdown would close idle keep-alive connections even if a
 // request is on its way. An idle server does not linger.
-func (l *Lifecycle) linger(grace context.Context) {
+func (l *Lifecycle) linger(most time.Duration) {
 	quiet := time.Since(l.serving) - time.Duration(l.answered.Load())
 	if l.Linger > 0 && (l.requests.Load() > 0 || quiet < l.Linger) {
-		linger := min(l.Linger, half(grace))
+		linger := min(l.Linger, most)
 		l.Log.Info("lingering", "for", linger.Round(time.Millisecond))
 		time.Sleep(linger)
 	}
 }
 
 // drain runs the Drain hooks in reverse order.
-func (l *Lifecycle) drain(grace context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(grace, half(grace))
+func (l *Lifecycle) drain(ctx context.Context, most time.Duration) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	for _, h := range slices.Backward(l.hooks) {
 		err = errors.Join(err, call(ctx, "drain", h.Name, h.Drain))
@@ -245,30 +242,35 @@ func (l *Lifecycle) drain(grace context.Context) (err error) {
 	return err
 }
 
+// closeListener closes ln. That resets connections that the kernel has established but Serve has not
+// accepted, so closeListener first holds back all requests for a moment: clients that wait for a
+// response open no other connections, and Serve accepts those that there are.
+func (l *Lifecycle) closeListener(ln net.Listener) {
+	l.closing <- struct{}{}
+	time.Sleep(50 * time.Millisecond)
+	ln.Close()
+	<-l.closing
+}
+
 // settle waits for connections that have not sent a complete header yet, since Shutdown would drop
 // their requests. It closes any that still have not after 5 seconds, and all of them when its time
 // is over.
 //
 // Three kinds of requests can still be lost: one that arrives at the instant of Shutdown, one whose
-// header arrives slowly on a keep-alive connection, and one on a connection that the kernel has
-// established but Serve has not accepted.
-func (l *Lifecycle) settle(grace context.Context) {
-	ctx, cancel := context.WithTimeout(grace, half(grace))
-	defer cancel()
-	for {
-		waiting := false
+// header arrives slowly on a keep-alive connection, and one on a connection that is established at
+// the instant when the listener is closed.
+func (l *Lifecycle) settle(most time.Duration) {
+	end := time.Now().Add(most)
+	for waiting := true; waiting; time.Sleep(10 * time.Millisecond) { // polls, as Shutdown does
+		waiting = false
 		l.silent.Range(func(conn, since any) bool {
-			if ctx.Err() == nil && time.Since(since.(time.Time)) < 5*time.Second {
+			if now := time.Now(); now.Before(end) && now.Sub(since.(time.Time)) < 5*time.Second {
 				waiting = true
 			} else {
 				conn.(net.Conn).Close()
 			}
 			return true
 		})
-		if !waiting {
-			return
-		}
-		time.Sleep(10 * time.Millisecond) // polls, as Shutdown does
 	}
 }
 

@@ -156,11 +156,10 @@ func (rt *Router) list(prefix string, tags []string) (routes []Route) {
 // Handler returns a handler for the routes of rt and of the routers in it. If two routes conflict,
 // it panics with ServeMux's message, which names both.
 func (rt *Router) Handler() http.Handler {
-	mux, patterns := rt.mux("")
+	mux, _ := rt.mux("")
 	methods := []string{http.MethodHead} // a ServeMux matches HEAD wherever it matches GET
-	for _, pattern := range patterns {
-		method, _, _ := strings.Cut(pattern, " ")
-		methods = append(methods, method)
+	for _, route := range rt.Routes() {
+		methods = append(methods, route.Method)
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
@@ -269,10 +268,8 @@ func (rt *Router) Docs() http.Handler {
 	policy := "default-src 'none'; script-src " + hash("script") + "; style-src " + hash("style") +
 		"; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 	html := sync.OnceValue(func() string { // at the first request, as routes may still be added
-		table, err := json.Marshal(rt.Routes()) // escapes <, so no example ends the script element
-		if err != nil {
-			panic(err) // json.Marshal can't fail on strings
-		}
+		// It can't fail on strings, and it escapes <, so no example ends the script element.
+		table, _ := json.Marshal(rt.Routes())
 		return strings.Replace(page, "{{routes}}", string(table), 1)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

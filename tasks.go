@@ -64,7 +64,7 @@ type Run func(ctx context.Context, task Task, progress func(float64)) (result an
 // Kind is one kind of task.
 type Kind struct {
 	// Check rejects bad input at submission, and returns good input with the defaults filled in. A
-	// nil Check accepts any JSON.
+	// nil Check accepts any JSON that is not nested too deeply.
 	Check func(input json.RawMessage) (json.RawMessage, error)
 	Run   Run
 }
@@ -154,7 +154,7 @@ type Tasks struct {
 	runID   string   // the first part of every id that this run of the program assigns
 	journal *os.File // set by Start; nil if there is none
 	workers sync.WaitGroup
-	report  sync.Once // logs a broken journal once
+	report  sync.Once // logs a broken journal once, without the mutex
 
 	mu        sync.Mutex // guards the fields below and every job
 	wake      sync.Cond  // wakes the workers for a new task, Stop, or a broken journal
@@ -619,10 +619,10 @@ func (t *Tasks) write(to Task) error {
 		return t.broken
 	}
 	line, err := encode(to)
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = t.journal.Write(append(line, '\n'))
 	}
-	if _, err := t.journal.Write(append(line, '\n')); err != nil {
+	if err != nil {
 		t.accepting, t.queue = false, nil
 		t.broken = fmt.Errorf("%w: %w", ErrNotAccepting, err)
 		t.wake.Broadcast() // so that the workers return
@@ -710,13 +710,9 @@ func decodeTask(line []byte) (task Task, err error) {
 
 // looksLikeTask reports whether the text is a task or the beginning of one.
 func looksLikeTask(text []byte) bool {
-	if json.Valid(text) {
-		_, err := decodeTask(text)
-		return err == nil
-	}
-	const begin = `{"id":"` // the beginning of every line
-	n := min(len(text), len(begin))
-	return string(text[:n]) == begin[:n]
+	begin := []byte(`{"id":"`) // the beginning of every line
+	_, err := decodeTask(text)
+	return err == nil || !json.Valid(text) && (bytes.HasPrefix(text, begin) || bytes.HasPrefix(begin, text))
 }
 
 // resume sorts the tasks that replay kept and queues the unfinished ones. A task that was running
