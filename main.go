@@ -87,7 +87,7 @@ func parseFlags(args []string, stderr io.Writer) (c config, err error) {
 	fs.IntVar(&c.queue, "queue", 1000, "number of tasks that can wait for a worker")
 	fs.IntVar(&c.keep, "keep", 1000, "number of finished tasks that can still be fetched")
 	fs.StringVar(&c.journal, "journal", "", "`file` that keeps tasks across restarts and crashes; without it, they are only in memory")
-	fs.StringVar(&c.items, "items", "", "JSON `file` with the items, {\"1\": \"name\"}; empty: the lecture's items")
+	fs.StringVar(&c.items, "items", "", "JSON `file` with the items, {\"1\": \"name\"}; without it, the lecture's items")
 	fs.DurationVar(&c.grace, "grace", 20*time.Second, "time from the signal until connections are closed by force")
 	fs.DurationVar(&c.linger, "linger", 2*time.Second, "maximum time a busy server keeps serving before the drain, and again after it")
 	fs.StringVar(&c.log, "log", "text", "log `format`: text or json")
@@ -135,7 +135,7 @@ func newApp(c config, log *slog.Logger) *app {
 		Kinds: a.kinds(), Workers: c.workers, Queue: c.queue, Keep: c.keep, Error: a.taskProblem, Log: log,
 	})
 	a.lifecycle.Add(Hook{
-		Name:  "items", // on_event("startup"): where the lecture loads its model
+		Name:  "items", // like on_event("startup"), where the lecture loads its model
 		Start: func(context.Context) error { return a.loadItems(c.items) },
 	})
 	a.lifecycle.Add(Hook{

@@ -101,14 +101,14 @@ func (rt *Router) Delete(path string, h http.Handler) *Route {
 func (rt *Router) Handle(method, path string, h http.Handler) *Route {
 	name := fmt.Sprintf("route %s %s%s", method, rt.prefix, path)
 	if path != "" && path[0] != '/' {
-		panic(name + ": the path must start with a slash")
+		panic(name + ": the path must be empty or start with a slash")
 	}
 	// In a ServeMux pattern, no method means any method, and text after a space may be a host.
 	if method == "" || method == http.MethodConnect || strings.ContainsAny(method, " \t") {
 		panic(name + ": the method must not be empty, contain a space, or be CONNECT, which has no path")
 	}
 	if f := reflect.ValueOf(h); h == nil || f.Kind() == reflect.Func && f.IsNil() {
-		panic(name + ": the handler is nil")
+		panic(name + ": the handler must not be nil")
 	}
 	mustParse(method + " " + cmp.Or(rt.prefix+path, "/"))
 	route := &Route{Method: method, Path: path, Summary: summary(h), handler: h}

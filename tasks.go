@@ -368,7 +368,7 @@ func (t *Tasks) finish(j *job, result json.RawMessage, err error) {
 	log := t.config.Log.With("id", to.ID, "kind", to.Kind, "duration", to.FinishedAt.Sub(to.StartedAt))
 	switch {
 	case unwritten != nil:
-		log.Error("the task's outcome is not in the journal: the next start will run it again", "cause", errors.Join(unwritten, err))
+		log.Error("the task's outcome is not in the journal, so the next start will run it again", "cause", errors.Join(unwritten, err))
 	case err != nil:
 		log.Error("task failed", "cause", err)
 	default:
