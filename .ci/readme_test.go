@@ -262,7 +262,7 @@ func TestReadmeProgramWorksWithoutTheDemo(t *testing.T) {
 }
 
 // TestReadmeExercisesNameTheirTests does the exercises, and compares the tests that fail with those
-// that the README names after "red:".
+// that the READMEs name.
 func TestReadmeExercisesNameTheirTests(t *testing.T) {
 	type edit struct{ name, old, new string }
 	for number, edits := range map[int][]edit{
@@ -307,28 +307,25 @@ func TestReadmeExercisesNameTheirTests(t *testing.T) {
 		"primes": kindOf(`}},
 		7: {{"errors.go", "Status: http.StatusInternalServerError}", "Status: http.StatusInternalServerError, Detail: err.Error()}"}},
 	} {
+		named := map[string][]string{}
 		for _, readme := range []string{"README.md", "README.ko.md"} {
 			line := regexp.MustCompile(fmt.Sprintf(`(?m)^%d\. .*$`, number)).FindString(read(t, readme))
-			_, named, _ := strings.Cut(line, "red: ")
-			want := slices.Sorted(slices.Values(regexp.MustCompile(`Test\w+`).FindAllString(named, -1)))
-			if readme == "README.ko.md" {
-				english := regexp.MustCompile(fmt.Sprintf(`(?m)^%d\. .*$`, number)).FindString(read(t, "README.md"))
-				wantEqual(t, "the tests in Korean", want, slices.Sorted(slices.Values(regexp.MustCompile(`Test\w+`).FindAllString(english, -1))))
-				continue
-			}
-			p := copied(t)
-			for _, e := range edits {
-				p.replace(t, e.name, e.old, e.new)
-			}
-			out, err := p.run(t, "test -count=1 .")
-			var got []string
-			for _, m := range regexp.MustCompile(`(?m)^--- FAIL: (\w+)`).FindAllStringSubmatch(out, -1) {
-				got = append(got, m[1])
-			}
-			slices.Sort(got)
-			if !slices.Equal(got, want) || (err == nil) != (len(want) == 0) {
-				t.Errorf("exercise %d: red are %v, the README names %v: %v\n%s", number, got, want, err, brief(out))
-			}
+			named[readme] = slices.Sorted(slices.Values(regexp.MustCompile(`Test\w+`).FindAllString(line, -1)))
+		}
+		want := named["README.md"]
+		wantEqual(t, fmt.Sprint("the tests in Korean, exercise ", number), named["README.ko.md"], want)
+		p := copied(t)
+		for _, e := range edits {
+			p.replace(t, e.name, e.old, e.new)
+		}
+		out, err := p.run(t, "test -count=1 .")
+		var got []string
+		for _, m := range regexp.MustCompile(`(?m)^--- FAIL: (\w+)`).FindAllStringSubmatch(out, -1) {
+			got = append(got, m[1])
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) || (err == nil) != (len(want) == 0) {
+			t.Errorf("exercise %d: red are %v, the README names %v: %v\n%s", number, got, want, err, brief(out))
 		}
 	}
 }
