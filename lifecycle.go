@@ -155,7 +155,7 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
 	case cause = <-served: // the listener failed
-		served <- cause // for the second receive, below
+		served <- cause // for closeListener
 	}
 	stop() // without waiting for AfterFunc, so that the next log line is true
 	l.ready.Store(false)
@@ -170,13 +170,7 @@ func (l *Lifecycle) serve(ctx context.Context, stop func(), ln net.Listener, srv
 	l.linger(half()) // clients fetch their results
 
 	l.Log.Info("shutting down")
-	select {
-	case failed := <-served: // the listener failed by itself
-		err = errors.Join(err, failed)
-	default:
-		l.closeListener(ln)
-		<-served // after Serve, every connection is known
-	}
+	err = errors.Join(err, l.closeListener(ln, served))
 	l.settle(half())
 	if late := srv.Shutdown(grace); late != nil {
 		err = errors.Join(err, fmt.Errorf("connections were closed by force: %w", late), srv.Close())
@@ -242,14 +236,24 @@ func (l *Lifecycle) drain(ctx context.Context, most time.Duration) (err error) {
 	return err
 }
 
-// closeListener closes ln. That resets connections that the kernel has established but Serve has not
-// accepted, so closeListener first holds back all requests for a moment: clients that wait for a
-// response open no other connections, and Serve accepts those that there are.
-func (l *Lifecycle) closeListener(ln net.Listener) {
+// closeListener closes ln and waits for Serve, after which every connection is known. It returns the
+// error of a listener that has failed by itself.
+//
+// Closing ln resets connections that the kernel has established but Serve has not accepted. So
+// closeListener first holds back all requests for a moment: clients that wait for a response open no
+// other connections, and Serve accepts those that there are.
+func (l *Lifecycle) closeListener(ln net.Listener, served <-chan error) error {
 	l.closing <- struct{}{}
+	defer func() { <-l.closing }()
 	time.Sleep(50 * time.Millisecond)
-	ln.Close()
-	<-l.closing
+	select {
+	case err := <-served:
+		return err
+	default:
+		ln.Close()
+		<-served
+		return nil
+	}
 }
 
 // settle waits for connections that have not sent a complete header yet, since Shutdown would drop
