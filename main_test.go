@@ -786,6 +786,18 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 	// Go 1.26 knows the place inside nest, Go 1.27 does not.
 	nested := told(DecodeJSON([]byte(`{"nest": {"c": 5}}`), new(struct{ Nest selfRead }), "body", "in"))
 	wantMatch(t, "a type that reads its own JSON", nested, regexp.QuoteMeta(shapeless)+`|^422 \[\{\[body in Nest c`)
+	// On one version or the other, encoding/json names a place where this would be false.
+	for data, untrue := range map[string]string{
+		`{"tags": ["a", 5]}`: "in tags] must be a s", `{"stock": {"x": "y"}}`: "in stock] must be an i", `{"nest": {"c": 5}, "c": "x"}`: "in c]",
+	} {
+		var v struct {
+			Tags  []string       `json:"tags"`
+			Stock map[string]int `json:"stock"`
+			Nest  selfRead       `json:"nest"`
+			C     string         `json:"c"`
+		}
+		wantEqual(t, data+" says "+untrue, strings.Contains(told(DecodeJSON([]byte(data), &v, "body", "in")), untrue), false)
+	}
 	for _, part := range []string{"x", "x."} {
 		e := DecodeJSON([]byte(`{"`+strings.Repeat(part, 1<<19)+`": "x"}`), new(map[string]int), "body")
 		wantEqual(t, "a short error", len(e.Error()) <= 4000, true)
@@ -1630,6 +1642,7 @@ func TestShutdownWaitsForSilentConnections(t *testing.T) {
 		})
 	}
 	const late = 3900 * time.Millisecond
+	check("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 0, 50*time.Millisecond, "HTTP/1.1 200") // held while the listener closes
 	check("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 2*time.Second, 2*time.Second, "HTTP/1.1 200")
 	check("GET / HTTP/1.1\r\nHost: x\r\n\r\n", late, late, "HTTP/1.1 200")
 	check("GET / HTTP/1.1\r\n", 0, 4*time.Second, "") // half a header is silence, too
@@ -1638,13 +1651,15 @@ func TestShutdownWaitsForSilentConnections(t *testing.T) {
 // TestLifecycleReportsAListenerThatFailsInTheShutdown closes it before Run does.
 func TestLifecycleReportsAListenerThatFailsInTheShutdown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		l := &Lifecycle{Log: discard, Grace: time.Minute}
+		l := &Lifecycle{Log: discard, Grace: time.Minute, Linger: time.Minute} // which nobody has come for
 		var s *stage
 		l.Add(Hook{Drain: func(context.Context) error { s.Close(); synctest.Wait(); return nil }})
 		s = newStage(t, l, &http.Server{})
 		synctest.Wait()
+		begin := time.Now()
 		s.stop()
 		wantEqual(t, "the listener's error is Run's", errors.Is(<-s.ended, net.ErrClosed), true)
+		wantEqual(t, "the shutdown lasted a second", time.Since(begin) > time.Second, false)
 	})
 }
 
