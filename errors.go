@@ -36,6 +36,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding"
 	"encoding/json"
@@ -105,7 +106,12 @@ func (h Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	encoding := w.Header()["Content-Encoding"] // set by middleware, which may encode the body
-	if err := h(w, r); err != nil {
+	to := rep
+	if w != rep {
+		to = &reply{ResponseWriter: w, request: r} // sees what h writes, even if middleware holds it back
+	}
+	if err := h(to, r); err != nil {
+		rep.status = cmp.Or(rep.status, to.status)
 		rep.fail(w, err, encoding)
 	}
 }
@@ -273,7 +279,10 @@ func replyOf(w http.ResponseWriter) *reply {
 	for {
 		switch t := w.(type) {
 		case *reply:
-			return t
+			if t.id != "" {
+				return t
+			}
+			w = t.ResponseWriter // t is an Endpoint's
 		case interface{ Unwrap() http.ResponseWriter }:
 			w = t.Unwrap()
 		default:
@@ -448,11 +457,11 @@ func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	var place []string // below loc
 	msg := noShape
 	// Not errors.AsType: a wrapped error comes from a type that decodes its own JSON.
-	if wrong, ok := err.(*json.UnmarshalTypeError); ok && placed(wrong, data, v) {
-		if wrong.Field != "" {
-			place = strings.SplitN(wrong.Field, ".", 32)
+	if wrong, ok := err.(*json.UnmarshalTypeError); ok {
+		names := slices.DeleteFunc(strings.SplitN(wrong.Field, ".", 32), func(name string) bool { return name == "" })
+		if placed(wrong, names, data, v) {
+			place, msg = names, mustBe(wrong.Type)
 		}
-		msg = mustBe(wrong.Type)
 	}
 	// An unknown field's error has no type of its own, only this text: json: unknown field "x".
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
@@ -465,25 +474,34 @@ func misfit(err error, data []byte, v any, loc []string) *HTTPError {
 	return Invalid(FieldError{slices.Concat(loc, place), msg}).Because(fmt.Errorf("%.300v", err))
 }
 
-// placed reports whether data has a value at wrong's place that, decoded alone, gets the same error.
-// A type that decodes its own JSON may name a place inside itself, and Go 1.26 names a map or a list
-// instead of the value in it.
-func placed(wrong *json.UnmarshalTypeError, data []byte, v any) bool {
-	if wrong.Field == "" {
-		return wrong.Type == reflect.TypeOf(v).Elem()
-	}
-	value := data
-	for i, name := range strings.SplitN(wrong.Field, ".", 32) {
+// placed reports whether data has a value at wrong's place that gets the same error when it is
+// decoded alone, and whether v takes a right value there. A type that decodes its own JSON may name a
+// place inside itself, and Go 1.26 names a map or a list instead of the value in it.
+func placed(wrong *json.UnmarshalTypeError, place []string, data []byte, v any) bool {
+	value, right := data, examples[mustBe(wrong.Type)]
+	for i, name := range place {
 		var object map[string]json.RawMessage
 		if json.Unmarshal(value, &object) != nil {
-			return i > 0 // in a list, whose indexes only Go 1.27 names
+			return i > 0 && value[0] == '[' // in a list, whose indexes only Go 1.27 names
 		}
 		if value = object[name]; value == nil {
 			return false
 		}
 	}
+	for _, name := range slices.Backward(place) {
+		right = fmt.Sprintf("{%q:%s}", name, right)
+	}
 	again, ok := json.Unmarshal(value, reflect.New(wrong.Type).Interface()).(*json.UnmarshalTypeError)
-	return ok && again.Value == wrong.Value
+	first := bytes.TrimSpace(value)[0]
+	return ok && again.Value == wrong.Value &&
+		(first == '[') == (wrong.Value == "array") && (first == '{') == (wrong.Value == "object") &&
+		json.Unmarshal([]byte(right), reflect.New(reflect.TypeOf(v).Elem()).Interface()) == nil
+}
+
+// examples has a value for each message of mustBe.
+var examples = map[string]string{
+	"must be a number": "0", "must be a string": `""`, "must be true or false": "true",
+	"must be an integer within range": "0", "must be an array": "[]", "must be an object": "{}", noShape: "null",
 }
 
 const noShape = "does not have the right shape"

@@ -446,6 +446,12 @@ type wrapped struct{ http.ResponseWriter }
 
 func (w wrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// holding holds back what is written, as middleware that compresses does.
+type holding struct{ wrapped }
+
+func (holding) WriteHeader(int)             {}
+func (holding) Write(p []byte) (int, error) { return len(p), nil }
+
 // brokenWriter is a ResponseWriter whose writes fail and that can't be flushed.
 type brokenWriter struct{ http.ResponseWriter }
 
@@ -548,6 +554,10 @@ func TestErrorAbortsABegunResponse(t *testing.T) {
 	flusher := func(w http.ResponseWriter, _ *http.Request) error { w.(http.Flusher).Flush(); return io.EOF }
 	check("ERROR 200 EOF", "here", after(half, fail(io.EOF)))
 	check("ERROR 200 EOF", "here", after(flush, fail(io.EOF)))
+	check("ERROR 200 EOF", "here", func(w http.ResponseWriter, r *http.Request) error {
+		after(half, fail(io.EOF)).ServeHTTP(holding{wrapped{w}}, r)
+		return nil
+	})
 	check("ERROR 200 EOF", "here", flusher)
 	check("ERROR 200 EOF", "here", begin(200))
 	check("ERROR 101 EOF", "here", begin(101))
@@ -789,12 +799,16 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 	// On one version or the other, encoding/json names a place where this would be false.
 	for data, untrue := range map[string]string{
 		`{"tags": ["a", 5]}`: "in tags] must be a s", `{"stock": {"x": "y"}}`: "in stock] must be an i", `{"nest": {"c": 5}, "c": "x"}`: "in c]",
+		`{"tags": [[1]]}`: "in tags] must be a s", `{"stock": {"x": {}}}`: "in stock] must be an i", `{"n": true}`: "must be an i",
+		`{"all": {"x": 1}}`: "in all] must be an o",
 	} {
 		var v struct {
-			Tags  []string       `json:"tags"`
-			Stock map[string]int `json:"stock"`
-			Nest  selfRead       `json:"nest"`
-			C     string         `json:"c"`
+			Tags  []string                  `json:"tags"`
+			Stock map[string]int            `json:"stock"`
+			Nest  selfRead                  `json:"nest"`
+			C     string                    `json:"c"`
+			N     int                       `json:"n,string"`
+			All   map[string]map[string]int `json:"all"`
 		}
 		wantEqual(t, data+" says "+untrue, strings.Contains(told(DecodeJSON([]byte(data), &v, "body", "in")), untrue), false)
 	}
