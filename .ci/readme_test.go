@@ -283,17 +283,19 @@ func TestReadmeExercisesNameTheirTests(t *testing.T) {
 	})
 	root.Include(users)
 `}},
-		3: {{"main.go", "// app holds what", `var recent = struct {
+		3: {{"main.go", "\ttasks     *Tasks\n", "\ttasks     *Tasks\n\trecent    recent\n"},
+			{"main.go", "a := &app{", "a := &app{recent: recent{tasks: map[string][]time.Time{}}, "},
+			{"main.go", "// app holds", `type recent struct {
 	sync.Mutex
 	tasks map[string][]time.Time
-}{tasks: map[string][]time.Time{}}
+}
 
-// app holds what`}, {"main.go", "\t\"sync/atomic\"\n", "\t\"sync\"\n\t\"sync/atomic\"\n"},
+// app holds`}, {"main.go", "\t\"sync/atomic\"\n", "\t\"sync\"\n\t\"sync/atomic\"\n"},
 			{"main.go", "\ttask, err := a.tasks.Submit(body.Kind, body.Input)\n", `	host, _, _ := net.SplitHostPort(r.RemoteAddr)
-	recent.Lock()
-	times := slices.DeleteFunc(recent.tasks[host], func(at time.Time) bool { return time.Since(at) > time.Minute })
-	recent.tasks[host] = append(times, time.Now())
-	recent.Unlock()
+	a.recent.Lock()
+	times := slices.DeleteFunc(a.recent.tasks[host], func(at time.Time) bool { return time.Since(at) > time.Minute })
+	a.recent.tasks[host] = append(times, time.Now())
+	a.recent.Unlock()
 	if len(times) >= 3 {
 		e := Errorf(http.StatusTooManyRequests, "three tasks a minute are enough")
 		e.Header.Set("Retry-After", "60")
