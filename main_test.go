@@ -818,6 +818,24 @@ func TestDecodeJSONNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
+// FuzzDecodeJSON expects an error of the client's that names body, and is short.
+func FuzzDecodeJSON(f *testing.F) {
+	f.Add([]byte(`{"home": {"Floor": [" "]}, "born": {"a\"b": 1}, "tags": [[{}], "\ud800"], "stock": {"a.b": {}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var v struct {
+			person
+			Tags  [][]float64               `json:"tags"`
+			Stock map[int]map[string]*uint8 `json:"stock"`
+			Nest  []selfRead                `json:"nest"`
+		}
+		if err := DecodeJSON(data, &v, "body"); err != nil {
+			p := NewProblem(err)
+			wantMatch(t, "the problem", fmt.Sprint(p.Status, " ", p.Detail), `^4(00|22) body`)
+			wantEqual(t, "it is short", len(p.Detail) < 10_000, true)
+		}
+	})
+}
+
 func TestParseInt(t *testing.T) {
 	const wrong = "0 422 path.id must be a 64-bit integer"
 	for in, want := range map[string]string{
